@@ -26,6 +26,7 @@ CLEAN = (
     "src/stageflow/cli",
     "src/stageflow/events",
     "src/stageflow/executors",
+    "src/stageflow/export",
     "src/stageflow/journal",
     "src/stageflow/mcp",
     "src/stageflow/observability",

@@ -141,7 +141,11 @@ function Settings(): JSX.Element {
         choose("dark", "Dark"),
         "line",
         { title: "Times" },
-        { label: "Local time", checked: times === "local", run: () => zone.set("local") },
+        {
+          label: `Local time (${zoneName("local")})`,
+          checked: times === "local",
+          run: () => zone.set("local"),
+        },
         { label: "UTC", checked: times === "utc", run: () => zone.set("utc") },
       ]}
     />

@@ -119,9 +119,9 @@ export function withTimes(text: string): string {
   return text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (each) => shortTime(each, "second"));
 }
 
-export function zoneName(): string {
-  if (zone.value === "utc") return "UTC";
-  const minutes = -new Date().getTimezoneOffset();
+/** The time zone that the page shows: UTC, or UTC+01:00. */
+export function zoneName(shown = zone.value): string {
+  const minutes = shown === "utc" ? 0 : -new Date().getTimezoneOffset();
   if (minutes === 0) return "UTC";
   const size = Math.abs(minutes);
   return `UTC${minutes < 0 ? "-" : "+"}${pad(Math.floor(size / 60))}:${pad(size % 60)}`;

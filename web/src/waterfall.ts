@@ -217,7 +217,7 @@ function childRow(id: string, run: Record_ | undefined, began: number): Row {
     segments:
       start === null || duration === null
         ? []
-        : [{ kind: "run", from: start, to: start + duration, status: text(run?.status), attempt: 1 }],
+        : [{ kind: "run", from: start, to: start + duration, status, attempt: 1 }],
     critical: false,
     records: [],
     note: run ? text(run.error) : "not in the records",

@@ -10,6 +10,7 @@ from .. import __version__
 from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
+from ._export import export
 from ._init import init
 from ._maintenance import compact, doctor
 from ._mcp import mcp
@@ -77,3 +78,4 @@ for command in (
 ):
     app.command(cls=Command)(command)
 app.add_typer(alerts)
+app.add_typer(export)

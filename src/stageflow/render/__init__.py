@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         draw_explanation as draw_explanation,
         draw_explanations as draw_explanations,
     )
+    from ._exports import draw_export_status as draw_export_status
     from ._run import draw_run as draw_run, shown_child_runs as shown_child_runs
     from ._run_explanation import draw_run_explanation as draw_run_explanation
     from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
@@ -78,6 +79,7 @@ _REQUIRING_RICH = {
     "draw_errors": "_statistics",
     "draw_explanation": "_explanation",
     "draw_explanations": "_explanation",
+    "draw_export_status": "_exports",
     "draw_journal_state": "_state",
     "draw_repaired": "_state",
     "draw_repaired_archive": "_state",

@@ -8,7 +8,14 @@ from ._address import (
     same_address as same_address,
 )
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
-from ._columns import COLUMNS as COLUMNS, FAILED as FAILED, quoted as quoted, text as text
+from ._columns import (
+    COLUMNS as COLUMNS,
+    DATA_PATHS as DATA_PATHS,
+    FAILED as FAILED,
+    columns_of as columns_of,
+    quoted as quoted,
+    text as text,
+)
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
 from ._comparison import (
     FAILURE_COLUMNS as FAILURE_COLUMNS,

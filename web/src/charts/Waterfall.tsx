@@ -101,7 +101,7 @@ function Cells({ row, ticks, share, typical }: CellProperties): JSX.Element {
         )}
         {row.note && (
           <span
-            class={`wf-note ${place.inside ? "inside" : kindOf(row.status) === "fail" ? "is-fail" : "muted"}`}
+            class={`wf-note ${place.inside ? "inside" : ""} ${kindOf(row.status) === "fail" ? "is-fail" : "muted"}`}
             style={place.style}
           >
             <bdi>{row.note}</bdi>

@@ -27,7 +27,7 @@ export const STATS: Record<
 export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
   const grouped = data.by !== null;
   const lines: Line[] = data.groups.map((group, index) => ({
-    label: grouped ? (group.name ?? "missing") : "now",
+    label: grouped ? (group.name ?? "missing") : "all",
     values: values(group, stat),
     colour: colour && !grouped ? colour : `series-${(index % 10) + 1}`,
     filled: !grouped,

@@ -1,7 +1,7 @@
 /** The time range in the top bar. */
 
 import type { JSX } from "preact";
-import { shortTime } from "../format";
+import { shortTime, zoneName } from "../format";
 import { changed, go, useParameters } from "../router";
 import { savedPage } from "../saved";
 import { zone } from "../settings";
@@ -32,6 +32,7 @@ export function TimeRange(): JSX.Element {
   return (
     <Menu
       name={`Time range: ${label}`}
+      title={`Times are in ${zoneName()}`}
       label={
         <>
           <span>{label}</span>

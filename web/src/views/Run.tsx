@@ -349,7 +349,7 @@ function Explanation({
 }: {
   explanation: RunExplanation;
   onSelect: (name: string) => void;
-}): JSX.Element {
+}): JSX.Element | null {
   const { stages, unusual, peers, same_error: same } = explanation;
   const rows = stages
     .flatMap((stage) =>
@@ -367,13 +367,16 @@ function Explanation({
     .sort((one, other) => Math.abs(other.excess) - Math.abs(one.excess))
     .slice(0, 8);
   const what = { ran_ms: "ran", waited_ms: "waited", retried_ms: "retried" };
-  const slow = explanation.duration_ms.value !== null && excess(explanation.duration_ms) > 0;
+  const compared = peers.rows > 0;
+  const slow = compared && excess(explanation.duration_ms) > 0;
+  if (!compared && !same) return null;
   return (
     <section class="panel">
       <header>
         <h2>
-          {slow ? "Why this run was slow" : "Compared with other runs"}: {plural(peers.count, "other run")} of{" "}
-          {explanation.pipeline} that ended OK
+          {slow ? "Why this run was slow: compared with " : "Compared with "}
+          {compared ? plural(peers.count, "other run") : "other runs"} of {explanation.pipeline}
+          {compared ? " that ended OK" : ""}
         </h2>
       </header>
       <div class="body stack">
@@ -386,10 +389,15 @@ function Explanation({
             <Ago at={same.last_at} />.
           </p>
         )}
-        {rows.length === 0 && (
+        {!compared && (
+          <p class="muted">
+            No other run of this pipeline ended OK, so that there is nothing to compare with.
+          </p>
+        )}
+        {compared && rows.length === 0 && (
           <p class="muted">No stage took notably more or less time than in the other runs.</p>
         )}
-        {rows.length > 0 && (
+        {compared && rows.length > 0 && (
           <div class="table-scroll">
             <table class="rows" aria-label="Times compared with other runs">
               <thead>

@@ -30,7 +30,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-EXTRAS = ("", "cli", "store", "ui", "mcp", "alerts", "starlette", "types", "polars", "pandas", "arrow")
+EXTRAS = (
+    *("", "cli", "store", "ui", "mcp", "alerts", "starlette", "types", "polars", "pandas", "arrow"),
+    *("export", "otlp", "kafka", "nats", "postgres"),
+)
 """The extras to install, each in a separate environment. `ray` is an option: it takes several hundred MB."""
 
 PLACEHOLDER = "stageflow.example"

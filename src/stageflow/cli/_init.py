@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ __all__ = ["init"]
 
 _FILES = ("pyproject.toml", "pipeline.py", "test_pipeline.py", "README.md", ".gitignore")
 
-_TEMPLATES = "templates"
+_TEMPLATES = Path(__file__).with_name("templates")
 
 
 def init(
@@ -40,9 +39,8 @@ def init(
             f"{directory} already contains {', '.join(existing)}; nothing was written", param_hint="DIR"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    templates = resources.files(__package__) / _TEMPLATES
     for file in _FILES:
-        text = (templates / f"{file.lstrip('.')}.txt").read_text(encoding="utf-8")
+        text = (_TEMPLATES / f"{file.lstrip('.')}.txt").read_text(encoding="utf-8")
         text = text.replace("{{name}}", name).replace("{{version}}", __version__)
         with (directory / file).open("x", encoding="utf-8") as target:
             target.write(text)

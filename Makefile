@@ -9,6 +9,7 @@ VENV  := .venv
 PINS  := .venv-pins
 PEERS := .venv-peers
 MUTANTS := .venv-mutants
+DIST := .venv-dist
 PIP   := bin/python -m pip --disable-pip-version-check --quiet
 
 # pyright's wrapper asks the network for a newer release of itself, unless told not to.
@@ -24,7 +25,8 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
+.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench \
+    bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +51,18 @@ test-uvloop: $(VENV)/.dev ## Run the tests with uvloop as the event loop
 
 mutants: $(VENV)/.dev $(MUTANTS)/.installed ## Mutate lines of the code and list the mutations that no test detects
 	$(MUTANTS)/bin/python -m tests.mutants $(ARGS)
+
+dist: $(DIST)/.installed ## Build sdist, wheel and SBOM, and test the wheel in clean environments
+	$(DIST)/bin/python tools/dist.py $(ARGS)
+
+release: test dist ## Perform every step of a release except publishing
+	$(DIST)/bin/python tools/dist.py --release
+
+docs: $(VENV)/.dev ## Build the documentation site in build/site; warnings are errors
+	$(VENV)/bin/python tools/site/build.py
+
+docs-serve: docs ## Build the documentation site, and serve it on port 8000 of this machine
+	$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
 demo: $(VENV)/.cli ## Run the demonstration
 	$(VENV)/bin/stageflow demo
@@ -76,7 +90,7 @@ constraints: ## Pin the newest version of every package again
 	@$(CHECK_PYTHON)
 	rm -rf $(PINS)
 	$(PYTHON) -m venv $(PINS)
-	$(PINS)/$(PIP) install hatchling setuptools
+	$(PINS)/$(PIP) install hatchling hatch-fancy-pypi-readme setuptools
 	$(PINS)/$(PIP) install --no-build-isolation '.[cli,dev]'
 	sed '/^[^#]/,$$d' constraints.txt > $(PINS)/constraints.txt
 	$(PINS)/$(PIP) freeze --all --exclude stageflow --exclude pip >> $(PINS)/constraints.txt
@@ -84,7 +98,7 @@ constraints: ## Pin the newest version of every package again
 	rm -rf $(PINS)
 
 clean: ## Remove what was installed, built and cached
-	rm -rf $(VENV) $(PINS) $(PEERS) $(MUTANTS) .matrix build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PINS) $(PEERS) $(MUTANTS) $(DIST) .matrix build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A separate environment: its packages are not pinned together with those of the test suite.
@@ -93,13 +107,18 @@ $(MUTANTS)/.installed: tests/mutants-requirements.txt
 	$(MUTANTS)/$(PIP) install -r tests/mutants-requirements.txt
 	@touch $@
 
+$(DIST)/.installed: tools/dist-requirements.txt
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/$(PIP) install -r tools/dist-requirements.txt
+	@touch $@
+
 # What a user has, and on top of it what a contributor needs: `make demo` waits for no type checker.
-# hatchling comes first and builds outside pip's isolation, so that it too is the pinned one; so does
+# hatchling and its plug-in come first and build outside pip's isolation, so that they too are pinned; so does
 # setuptools, for what is published as source alone: the one that Python 3.11 brings builds no wheels.
 $(VENV)/.cli: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/$(PIP) install -c constraints.txt hatchling setuptools
+	$(VENV)/$(PIP) install -c constraints.txt hatchling hatch-fancy-pypi-readme setuptools
 	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store,ui]'
 	@touch $@
 

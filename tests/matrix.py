@@ -157,7 +157,8 @@ def install(python: Interpreter) -> None:
     run_quietly(python.command(python.path, "-m", "venv", python.inside(venv), cwd=python.folder))
     pip = (python.inside(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet")
     pinned = ("install", "-c", python.inside(python.folder / "constraints.txt"))
-    run_quietly(python.command(*pip, *pinned, "hatchling", "setuptools", cwd=tree))
+    build = ("hatchling", "hatch-fancy-pypi-readme", "setuptools")
+    run_quietly(python.command(*pip, *pinned, *build, cwd=tree))
     run_quietly(python.command(*pip, *pinned, "--no-build-isolation", "-e", ".[cli,dev]", cwd=tree))
     stamp.write_text(made_from)
 

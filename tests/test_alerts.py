@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from apprise.decorators import notify
+from export_receiver import Answer, ExportReceiver
 from incident import NOON, Past, after
 from kill_alerts import trials
 from typer.testing import CliRunner
@@ -693,6 +695,16 @@ def test_webhook_errors_do_not_contain_the_secret(
     receiver.close()
     with pytest.raises(NotDelivered, match="no connection"):
         hook.send(sample_notice(NOON))
+
+
+def test_timeout_of_a_webhook_limits_the_whole_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_SECRET", AS_TEXT)
+    with ExportReceiver(lambda request: Answer(slow=0.02)) as receiver:  # each byte arrives in time
+        hook = Webhook(name="ops", url=receiver.url, secret_env="OPS_SECRET", timeout=0.3)
+        began = time.monotonic()
+        with pytest.raises(NotDelivered, match=r"no response within 0\.3 s"):
+            hook.send(sample_notice(NOON))
+        assert time.monotonic() - began < 5
 
 
 def test_call_receiver_that_raises_is_retried(incident: EventStore, tmp_path: Path) -> None:

@@ -1097,10 +1097,14 @@ COMMAND_NAMES = [
     ("alerts", "test"),
     ("alerts", "silence"),
     ("alerts", "list"),
+    ("export", "run"),
+    ("export", "status"),
+    ("export", "retry"),
+    ("export", "sql"),
 ]
 
 
-@pytest.mark.parametrize("command", [(), ("alerts",), *COMMAND_NAMES])
+@pytest.mark.parametrize("command", [(), ("alerts",), ("export",), *COMMAND_NAMES])
 def test_help_shows_no_type_of_a_flag_or_an_argument(command):
     text = stageflow(*command, "--help").stdout
     assert not re.search(r"<(bool|Any|str)>", text)
@@ -1115,7 +1119,7 @@ def test_completion_lists_commands_and_options_in_bash(tmp_path):
             _stageflow_completion stageflow
             echo "${{COMPREPLY[@]}}"
         }}
-        complete_last stageflow exp
+        complete_last stageflow expl
         complete_last stageflow stats --b
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -95,3 +95,14 @@ def test_command_reports_that_the_package_was_replaced(site: Path) -> None:
     assert done.returncode == 1
     assert "another distribution replaced the package `stageflow`" in done.stderr
     assert "pip install --force-reinstall" in done.stderr
+
+
+def test_import_on_windows_states_the_supported_systems() -> None:
+    code = "import sys; sys.platform = 'win32'; import stageflow"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        "ImportError: stageflow runs on Linux and macOS, not on Windows: use the Windows Sub" in done.stderr
+    )

@@ -15,9 +15,15 @@ from conftest import Program
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow._files import try_lock
-from stageflow.errors import CursorInUseError, DamagedFileError, JournalNotFoundError, RunNotFoundError
+from stageflow.errors import (
+    CursorInUseError,
+    DamagedFileError,
+    InvalidArgumentError,
+    JournalNotFoundError,
+    RunNotFoundError,
+)
 from stageflow.events import Event
-from stageflow.journal import Journal, JournalReader, RunFilter
+from stageflow.journal import Journal, JournalReader, RunFilter, Unread, read_deletion_counts, unread
 from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor
@@ -479,3 +485,86 @@ async def test_invalid_arguments_are_rejected(tmp_path: Path) -> None:
     for path in ("", tmp_path / "file"):
         with pytest.raises(ValueError, match="path must be a directory, got"):
             JournalSink(path)
+
+
+# ------------------------------------------------------------ exporters read by size, and know their lag
+
+
+async def test_read_returns_events_up_to_a_total_size_and_a_larger_event_alone(tmp_path: Path) -> None:
+    sink = JournalSink(tmp_path)
+    for number, size in enumerate((10, 10, 500, 10)):
+        sink.try_emit(type="t", data={"event_id": str(number), "text": "x" * size})
+    reader = JournalReader(tmp_path, "me")
+    assert (ids(reader.read(max_bytes=100)), reader.has_more) == (["0", "1"], True)
+    assert (reader.read(max_bytes=100, larger_alone=False), reader.has_more) == ([], True)
+    assert (ids(reader.read(max_bytes=100)), reader.has_more) == (["2"], True)
+    assert (ids(reader.read(max_bytes=100)), reader.has_more) == (["3"], False)
+    assert reader.events == 4
+    with pytest.raises(InvalidArgumentError, match="max_bytes must be a positive integer or None, got 0"):
+        reader.read(max_bytes=0)
+    sink.close()
+
+
+async def test_event_that_was_read_ahead_is_not_lost_when_the_reader_iterates(tmp_path: Path) -> None:
+    sink = JournalSink(tmp_path)
+    for number in range(4):
+        sink.try_emit(type="t", data={"event_id": str(number), "text": "x" * 60})
+    reader = JournalReader(tmp_path)
+    found = [entry.data()["event_id"] for entry in reader.read(max_bytes=100)]
+    found += [entry.data()["event_id"] for entry in reader]
+    assert found == ["0", "1", "2", "3"]
+    sink.close()
+
+
+async def test_every_entry_has_a_unique_place_in_its_segment(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=4_000)
+    for number in range(4):
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+    entries = JournalReader(tmp_path).read()
+    places = [(entry.writer, entry.segment, entry.offset) for entry in entries]
+    assert len(set(places)) == len(entries) == 12
+    assert places == sorted(places)
+    sink.close()
+
+
+async def test_lag_of_a_reader_is_counted_in_events_and_bytes(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=4_000)
+    assert unread(str(tmp_path), "me") == Unread()
+    for number in range(4):
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+    first = JournalReader(tmp_path).read()
+    lag = unread(str(tmp_path), "me")
+    assert (lag.events, lag.oldest) == (12, first[0].data()["ended_at"])
+    assert lag.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
+    with JournalReader(tmp_path, "me") as reader:
+        reader.read(7)
+        reader.commit()
+        lag = unread(str(tmp_path), "me")
+        assert (lag.events, lag.oldest) == (5, first[7].data()["ended_at"])
+        list(reader)
+        reader.commit()
+    assert unread(str(tmp_path), "me").events == 0
+    sink.close()
+
+
+async def test_events_deleted_before_a_reader_read_them_are_counted_for_that_reader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=4_000, max_bytes=40_000, fsync_interval=3600)
+    slow, fast = JournalReader(tmp_path, "slow"), JournalReader(tmp_path, "fast")
+    await graph.run(PipelineContext(pipeline_run_id="r0"))
+    assert len(slow.read(2)) == 2
+    slow.commit()
+    warned_at = None
+    for number in range(1, 40):
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+        list(fast)
+        fast.commit()
+        sink.run_maintenance()
+        if warned_at is None and "reader 'slow' has not read" in caplog.text:
+            warned_at = read_deletion_counts(str(tmp_path)).missed
+    assert warned_at == {}, "the warning precedes the first deletion"
+    assert "'fast'" not in caplog.text
+    read = 2 + len(list(slow))
+    assert read_deletion_counts(str(tmp_path)).missed == {"slow": 40 * 3 - read}
+    sink.close()

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Program
+from export_receiver import ExportReceiver
 from oracle import of_type, pipeline_wide
 
 import stageflow
@@ -519,3 +521,120 @@ async def test_invalid_flush_timeout_is_rejected_on_entry(wrong: Any, sink: Memo
     with pytest.raises(ValueError, match="flush_timeout must be 0 or more seconds, got"):
         async with stageflow.session(sink=sink, flush_timeout=wrong):
             pytest.fail("the session began")
+
+
+# ------------------------------------------------------------ export
+
+
+EXPORTING = """
+import asyncio, sys, stageflow
+from stageflow import Pipeline
+
+async def work(ctx):
+    return {}
+
+graph = Pipeline("p").with_stage("work", work).build()
+
+async def main():
+    for _ in range(300):
+        await graph.run()
+"""
+
+
+def test_process_exports_its_journal_in_the_background_and_the_rest_at_its_end(program: Start) -> None:
+    with ExportReceiver() as receiver:
+        configure = f"stageflow.configure(journal=sys.argv[1], export=[{receiver.url!r}])"
+        one = program(f"{EXPORTING}\n{configure}\nasyncio.run(main())")
+        assert one.ended()[:2] == (0, "")
+        assert len(receiver.accepted) == len(receiver.keys()) == 600
+
+
+def test_session_exports_everything_before_it_ends_and_a_second_one_exports_again(program: Start) -> None:
+    session_twice = """
+async def sessions():
+    for number in range(2):
+        async with stageflow.session(journal=sys.argv[1], export=[URL], health_seconds=None):
+            await main()
+        print("ended", flush=True)
+        sys.stdin.readline()
+
+asyncio.run(sessions())
+"""
+    with ExportReceiver() as receiver:
+        one = program(f"URL = {receiver.url!r}\n{EXPORTING}\n{session_twice}")
+        for number in (1, 2):
+            one.wait_for("ended")
+            wide = [line for line in receiver.accepted if line["type"] != "stageflow.health"]
+            assert len(wide) == 600 * number
+            assert one.process.stdin is not None
+            one.process.stdin.write("\n")
+            one.process.stdin.flush()
+        assert one.ended()[0] == 0
+
+
+def test_exporter_that_is_unavailable_does_not_delay_the_end_of_a_process(program: Start) -> None:
+    configure = "stageflow.configure(journal=sys.argv[1], export=['http://127.0.0.1:1/'])"
+    one = program(f"{EXPORTING}\n{configure}\nasyncio.run(main())")
+    began = time.monotonic()
+    code, _, err = one.ended()
+    assert (code, "cannot send to http://127.0.0.1:1/" in err) == (0, True)
+    assert time.monotonic() - began < 10
+
+
+def test_forked_child_does_not_export_and_the_parent_exports_its_events(program: Start) -> None:
+    forks = """
+import os
+stageflow.configure(journal=sys.argv[1], export=[URL])
+asyncio.run(main())
+if (pid := os.fork()) == 0:
+    asyncio.run(main())
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    with ExportReceiver() as receiver:
+        assert program(f"URL = {receiver.url!r}\n{EXPORTING}\n{forks}").ended()[:2] == (0, "")
+        assert len(receiver.accepted) == len(receiver.keys()) == 1200
+
+
+def test_targets_come_from_the_environment_and_pyproject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("""
+[tool.stageflow]
+journal = "journal"
+
+[[tool.stageflow.export]]
+url_env = "TARGET"
+name = "shop"
+""")
+    monkeypatch.setenv("TARGET", "http://127.0.0.1:1/")
+    assert stageflow.configure().export == ({"url_env": "TARGET", "name": "shop"},)
+    monkeypatch.setenv("STAGEFLOW_EXPORT", '["http://127.0.0.1:1/other"]')
+    assert stageflow.configure().export == ("http://127.0.0.1:1/other",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"journal": "j", "export": "http://host"}, "export must be a list of URLs, got 'http://host'"),
+        (
+            {"journal": "j", "export": ["ftp://me:secret@host"]},
+            "export: exporter_for: url must be a URL that begins with http:, https:",
+        ),
+        ({"journal": "j", "export": [{"urll": "http://host"}]}, "unknown option 'urll'; did you mean 'url'?"),
+        ({"journal": "j", "export": [{"url_env": "MISSING"}]}, "environment variable MISSING is not set"),
+        ({"journal": "j", "export": [{}]}, "an exporter requires either url or url_env"),
+        ({"journal": "j", "export": [7]}, "expected a URL, a table with url, or an Exporter, got int"),
+        ({"journal": "j", "export": ["http://h", "http://h"]}, "more than one exporter is named 'http-h'"),
+        ({"sink": MemoryEventSink(), "export": ["http://host"]}, "export requires a journal"),
+    ],
+)
+def test_invalid_targets_raise_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError) as caught:
+        stageflow.configure(**given)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)

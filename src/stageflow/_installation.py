@@ -1,4 +1,4 @@
-"""Detects other distributions that install a package named `stageflow` into the same directory.
+"""Detects unsupported systems, and other distributions that install a package named `stageflow`.
 
 pip does not report this: the distribution that is installed last overwrites files of the other one. The
 import of this module raises ImportError if the directory contains modules of another distribution.
@@ -7,6 +7,7 @@ import of this module raises ImportError if the directory contains modules of an
 from __future__ import annotations
 
 import os
+import sys
 
 __all__ = ["other_distributions"]
 
@@ -44,5 +45,15 @@ def _check_installation() -> None:
         raise ImportError("\n".join(other_distributions() or [leftover]))
 
 
+def _check_system() -> None:
+    """Raise an ImportError on Windows: the journal uses `fcntl` locks and the semantics of POSIX files."""
+    if sys.platform == "win32":
+        raise ImportError(
+            "stageflow runs on Linux and macOS, not on Windows: use the Windows Subsystem for Linux (WSL)"
+            " or a container"
+        )
+
+
 # Before any other module of the package is imported: a package of the other distribution may replace it.
+_check_system()
 _check_installation()

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from ._time import rfc3339
 
-__all__ = ["TIME_FORMATS", "parse_duration", "parse_time"]
+__all__ = ["TIME_FORMATS", "is_duration", "parse_duration", "parse_time"]
 
 TIME_FORMATS = (
     "2h (two hours ago), 1h30m, 90s, 7d, 2 hours ago, now, today, yesterday, 14:30, 2026-11-23,"
@@ -76,6 +76,19 @@ def parse_duration(text: str) -> float:
     if seconds > _MAX_SECONDS:
         raise ValueError(f"time span {text!r} is too long; the longest is 36500d")
     return seconds
+
+
+def is_duration(text: str) -> bool:
+    """Return whether a text is a time span that is not zero.
+
+    Example:
+        >>> is_duration("1d"), is_duration("version=1.4")
+        (True, False)
+    """
+    try:
+        return parse_duration(text) > 0
+    except ValueError:
+        return False
 
 
 def _parse(text: str, now: datetime, zone: tzinfo | None) -> datetime:

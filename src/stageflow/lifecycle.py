@@ -18,7 +18,7 @@ from .errors import describe, invalid_argument
 from .events import DELIVERY, flush, get_event_sink
 from .observability import emit_health
 from .pipeline import active_runs
-from .settings import Given, Settings, close_journal, configure, settings
+from .settings import Given, Settings, close_journal, configure, is_exporting, settings, stop_exporting
 
 __all__ = ["session"]
 
@@ -32,15 +32,15 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
     """Configure the process as `configure` does; on exit, wait for runs and deliver all events.
 
     On exit, a session waits for the runs in progress, emits a last `stageflow.health` event, flushes every
-    sink, and syncs and closes the journal. Further cancellations do not interrupt this; each wait has a
-    timeout. On SIGTERM, the session cancels its body, so that every run writes its record, and the process
-    exits with status 143. If the application has a handler for SIGTERM (uvicorn, gunicorn, Celery),
-    the session does not replace it. A forked child that leaves the session closes its own journal and does
-    not wait.
+    sink, exports what the journal contains, and syncs and closes the journal. Further cancellations do not
+    interrupt this; each wait has a timeout. On SIGTERM, the session cancels its body, so that every run
+    writes its record, and the process exits with status 143. If the application has a handler for SIGTERM
+    (uvicorn, gunicorn, Celery), the session does not replace it. A forked child that leaves the session
+    closes its own journal and does not wait.
 
     Args:
-        flush_timeout: Maximum number of seconds to wait for the runs, and then for the sinks; default the
-            value of `set_drain_timeout`, 5 s.
+        flush_timeout: Maximum number of seconds to wait for the runs, then for the sinks, and then for the
+            exporters; default the value of `set_drain_timeout`, 5 s.
         given: As for `configure`. Without arguments, the settings in effect remain.
 
     Raises:
@@ -98,7 +98,8 @@ async def _shut_down(seconds: float) -> asyncio.CancelledError | None:
         except Exception as error:
             log_safely(log, "could not emit stageflow.health: %s", describe(error))
         second = await _wait_despite_cancellation(flush, seconds)
-        return first or second
+        third = await _wait_despite_cancellation(_exported, seconds)
+        return first or second or third
     finally:  # also after a Ctrl-C
         close_journal()
 
@@ -155,6 +156,12 @@ class _Sigterm:
 
 _sigterm = _Sigterm()
 reset_in_child(_sigterm.reset)
+
+
+async def _exported(seconds: float) -> None:
+    """Export what the journal contains."""
+    if is_exporting():
+        await asyncio.to_thread(stop_exporting, seconds)
 
 
 async def _runs_ended(seconds: float) -> None:

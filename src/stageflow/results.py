@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, overload
 
 from .context import PipelineContext
-from .errors import RunFailedError, StageFailedError, StageNotFinishedError, did_you_mean
+from .errors import RunFailedError, StageFailedError, StageNotFinishedError, did_you_mean, type_name
+from .render import as_html
 from .schema import Outcome
 from .stages import StageRef, StageResult, StageStatus, is_missing
 
@@ -142,6 +144,33 @@ class PipelineResults(dict[str, StageResult]):
             run_id=str(self.context.pipeline_run_id),
         ) from cause
 
+    def _repr_html_(self) -> str | None:
+        rows = [
+            (
+                name,
+                result.status.value,
+                result.attempts,
+                result.duration_ms,
+                result.error or result.reason or _short(result.value),
+            )
+            for name, result in self.items()
+        ]
+        title = f"{self.pipeline_name}  {self.outcome}  {self.duration_ms:.2f} ms"
+        columns = ("stage", "status", "attempts", "ms", "error, reason or value")
+        return as_html("draw_rows", columns, rows, title=title)
+
     def __repr__(self) -> str:
         ends = ", ".join(f"{name}={result.status}" for name, result in self.items())
         return f"<PipelineResults {self.pipeline_name!r} {self.outcome}: {ends}>"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 100
+
+
+def _short(value: object) -> str:
+    """Return the beginning of the representation of a value; the name of its type if it has none."""
+    try:
+        return _BRIEF.repr(value)
+    except Exception:
+        return type_name(value)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import msgspec
 from msgspec import Struct
@@ -19,11 +19,24 @@ from ._fork import reset_in_child
 from ._log_tail import MAX_LOG_LINES
 from ._toml import parse_toml
 from .errors import InvalidArgumentError, SettingsError, did_you_mean
-from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
+from .events import DELIVERY, EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink, write_failures
 from .observability import Defaults, EventLimits, Redact, SanitizeRules, use_defaults, use_sanitize_rules
 
-__all__ = ["Given", "Settings", "close_journal", "configure", "reset", "settings"]
+if TYPE_CHECKING:
+    from .export import BackgroundExport
+
+__all__ = [
+    "Given",
+    "Settings",
+    "close_journal",
+    "configure",
+    "configured_targets",
+    "is_exporting",
+    "reset",
+    "settings",
+    "stop_exporting",
+]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -47,6 +60,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             journal contains, which is `failed`, `timeout` and `crashed` by default.
         log_tail: Number of log lines that the event of a failed attempt contains at most, up to 200; 0 if log
             lines are neither recorded nor counted.
+        export: Targets to which the events of the journal are exported in the background: URLs, tables with a
+            `url` and options, or `Exporter` objects.
         origins: Source of each setting: "argument", the name of an environment variable, or a file.
     """
 
@@ -63,6 +78,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_threads: int = 256
     failure_outcomes: tuple[str, ...] | None = None
     log_tail: int = MAX_LOG_LINES
+    export: Sequence[Any] = ()
     origins: Mapping[str, str] = {}
 
 
@@ -79,6 +95,7 @@ _VARIABLES = {
     "max_threads": "STAGEFLOW_MAX_THREADS",
     "failure_outcomes": "STAGEFLOW_FAILURE_OUTCOMES",
     "log_tail": "STAGEFLOW_LOG_TAIL",
+    "export": "STAGEFLOW_EXPORT",
 }
 """The environment variable of each setting: plain text for those in `_STRINGS`, JSON for the others."""
 
@@ -88,6 +105,7 @@ _STRINGS = ("journal", "service", "version", "environment", "commit")
 
 _settings: Settings | None = None
 _journal: JournalSink | None = None
+_exporting: BackgroundExport | None = None
 _journal_argument: tuple[str | None, str | None] = (None, None)
 """The path of the journal in `_settings` before it was made absolute, and its origin."""
 
@@ -120,6 +138,7 @@ class Given(TypedDict, total=False):
     max_threads: int
     failure_outcomes: Sequence[str] | None
     log_tail: int | Literal[False]
+    export: Sequence[Any]
 
 
 def configure(**given: Unpack[Given]) -> Settings:
@@ -137,7 +156,7 @@ def configure(**given: Unpack[Given]) -> Settings:
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
-            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`, `log_tail`; see
+            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`, `log_tail`, `export`; see
             `Settings`. If no source defines `journal` or `sink`, the global sink remains as it is.
 
     Returns:
@@ -160,6 +179,8 @@ def configure(**given: Unpack[Given]) -> Settings:
         if found != _settings:
             _apply(found, _settings)
             _settings, _journal_argument = found, argument
+        if found.export and _exporting is None:  # a session that ended has stopped it
+            _start_exporting(_new_export(found, None))
     return found
 
 
@@ -174,10 +195,39 @@ def close_journal() -> None:
         _journal.close()
 
 
+def configured_targets() -> Sequence[Any]:
+    """Return the setting `export` of the environment or `pyproject.toml`, without configuring the process.
+
+    Raises:
+        SettingsError: A setting is unknown or has an invalid value.
+    """
+    return _read({}).export
+
+
+def is_exporting() -> bool:
+    """Return whether this process exports events in the background."""
+    return _exporting is not None
+
+
+def stop_exporting(seconds: float) -> None:
+    """Send what the journal contains to the targets of `configure`, and stop; no effect without targets.
+
+    Args:
+        seconds: Maximum time. The call blocks.
+    """
+    global _exporting
+    background, _exporting = _exporting, None
+    if background is not None:
+        background.stop(seconds)
+
+
 def reset() -> None:
     """Restore the state before `configure`; for tests."""
-    global _settings, _journal
+    global _settings, _journal, _exporting
     with _changing:
+        background, _exporting = _exporting, None
+        if background is not None:
+            background.stop(0.0, drain=False)
         if _settings is not None:
             clear_event_sink()
             _journal = None
@@ -188,6 +238,7 @@ def reset() -> None:
 
 def _apply(new: Settings, old: Settings | None) -> None:
     global _journal
+    background = _new_export(new, old)  # before anything changes
     if new.sink is not None:
         try:
             FanoutEventSink(new.sink)  # before the journal is opened: an invalid sink changes nothing
@@ -227,6 +278,34 @@ def _apply(new: Settings, old: Settings | None) -> None:
             log_tail=new.log_tail,
         )
     )
+    if background is not None or not new.export:
+        _start_exporting(background)
+
+
+def _new_export(new: Settings, old: Settings | None) -> BackgroundExport | None:
+    """Return the exporters of the settings, not started yet; None if there are none, or they are the same."""
+    if old is not None and (new.journal, new.export) == (old.journal, old.export):
+        return None
+    if not new.export:
+        return None
+    if new.journal is None:
+        raise SettingsError("export requires a journal", _origin(new, "export"))
+    from .export import BackgroundExport, exporters_of  # most processes do not export
+
+    try:
+        exporters = exporters_of(new.export)
+    except InvalidArgumentError as error:
+        raise SettingsError(f"export: {error}", _origin(new, "export")) from None
+    return BackgroundExport(new.journal, exporters, DELIVERY.drain_timeout)
+
+
+def _start_exporting(background: BackgroundExport | None) -> None:
+    global _exporting
+    if _exporting is not None:
+        _exporting.stop(0.0, drain=False)
+    _exporting = background
+    if background is not None:
+        background.start()
 
 
 def _check_options(new: Settings) -> None:
@@ -329,6 +408,10 @@ def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
             f"log_tail must be a number of lines up to {_MOST_LOG_LINES}, or False, got {lines!r}",
             origins["log_tail"],
         )
+    targets = values.get("export", ())
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise SettingsError(f"export must be a list of URLs, got {targets!r}", origins["export"])
+    values["export"] = tuple(targets)
     return Settings(**values, origins=origins)
 
 

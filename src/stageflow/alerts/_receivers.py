@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
-import http.client
+import http
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from typing import IO, Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from .._time import get_clock
+from .._http import HttpError, check_http, post_blocking, url_problem
+from .._webhook import WebhookSecrets, check_signing
 from ..errors import MissingExtraError
 from ._notice import Notice
 from ._rule import WrongField, check_number
 
-__all__ = ["Apprise", "Call", "NotDelivered", "Receiver", "Webhook", "of_environment", "sign"]
+__all__ = ["Apprise", "Call", "NotDelivered", "Receiver", "Webhook", "of_environment"]
 
 
 class NotDelivered(Exception):
@@ -164,12 +158,12 @@ def _apprise() -> Any:
     return apprise
 
 
-_PREFIX = "whsec_"
-_MIN_SECRET_BYTES = 24
+_WEBHOOK = ("a webhook receiver", "alerts")
+"""The feature and its extra, for the error if the packages are not installed."""
 
 
 class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"):
-    """POSTs a notification as JSON, signed according to Standard Webhooks.
+    """POSTs a notification as JSON, signed according to Standard Webhooks. Requires `stageflow[alerts]`.
 
     The headers are `webhook-id`, `webhook-timestamp` and `webhook-signature`. A response of 2xx means
     success; redirects are not followed. All attempts of a notification have the same id, so a receiver can
@@ -181,7 +175,7 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
         url_env: Environment variable with the URL, if that is a secret.
         secret_env: Environment variable with the secret: base64 of 24 bytes or more, with or without the
             prefix "whsec_". Several secrets, separated by spaces, each add a signature, to rotate secrets.
-        timeout: Seconds for one attempt; default 15.
+        timeout: Maximum duration of an attempt, including the response, in seconds; default 15.
 
     Raises:
         InvalidArgumentError: A field has an invalid value.
@@ -203,8 +197,8 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
             raise WrongField(self.name, "url", "either url or url_env is required")
         if self.url and self.url_env:
             raise WrongField(self.name, "url", "expected either url or url_env, got both")
-        if self.url and _url_problem(self.url):
-            raise WrongField(self.name, "url", f"{_url_problem(self.url)}, got {self.url!r}")
+        if self.url and url_problem(self.url):
+            raise WrongField(self.name, "url", f"{url_problem(self.url)}, got {self.url!r}")
         if not self.secret_env:
             raise WrongField(
                 self.name, "secret_env", "must not be empty; expected the name of an environment variable"
@@ -212,98 +206,39 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
 
     def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
         url = self.url or of_environment(self.url_env)
-        if why := _url_problem(url):
+        if why := url_problem(url):
             raise NotDelivered(f"{self.url_env}: {why}")
+        secrets = WebhookSecrets(self.secret_env)
+        if secrets.problem is not None:
+            raise NotDelivered(secrets.problem)
         body = msgspec.json.encode(notice.payload())
-        # The time of the attempt: receivers compare it with their own clock.
-        stamp = str(get_clock().wall_ns() // 1_000_000_000)
         headers = {
             "content-type": "application/json",
             "user-agent": "stageflow-alerts",
-            "webhook-id": notice.id,
-            "webhook-timestamp": stamp,
-            "webhook-signature": " ".join(sign(secret, notice.id, stamp, body) for secret in self._secrets()),
+            **secrets.headers(notice.id, body.decode(), *_WEBHOOK),
         }
-        request = urllib.request.Request(url, data=body, headers=headers, method="POST")
         try:
-            with _OPENER.open(request, timeout=self.timeout):
-                pass
-        except urllib.error.HTTPError as error:
-            with error:
-                after = error.headers.get("retry-after", "")
-                wait = float(after) if after.isascii() and after.isdigit() else None
-                final = error.code == http.client.GONE
-                raise NotDelivered(f"HTTP status {error.code}", retry_after=wait, final=final) from None
-        except urllib.error.URLError as error:
-            raise NotDelivered(f"no connection: {error.reason}") from None
-        except TimeoutError:
-            raise NotDelivered(f"no response within {self.timeout:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise NotDelivered(f"no response: {type(error).__name__}") from None
+            response = post_blocking(*_WEBHOOK, url, body, headers, seconds=self.timeout)
+        except HttpError as error:
+            raise NotDelivered(error.reason) from None
+        if not 200 <= response.status < 300:
+            final = response.status == http.HTTPStatus.GONE
+            raise NotDelivered(
+                f"HTTP status {response.status}", retry_after=response.retry_after, final=final
+            )
 
     def missing(self) -> Sequence[str]:
         found = []
         try:
-            if self.url_env and (why := _url_problem(of_environment(self.url_env))):
+            if self.url_env and (why := url_problem(of_environment(self.url_env))):
                 found.append(f"{self.url_env}: {why}")
         except NotDelivered as error:
             found.append(error.reason)
+        if (problem := WebhookSecrets(self.secret_env).problem) is not None:
+            found.append(problem)
         try:
-            self._secrets()
-        except NotDelivered as error:
-            found.append(error.reason)
+            check_http(*_WEBHOOK)
+            check_signing(*_WEBHOOK)
+        except MissingExtraError as error:
+            found.append(str(error))
         return found
-
-    def _secrets(self) -> list[bytes]:
-        secrets = []
-        for encoded in of_environment(self.secret_env).split():
-            try:
-                secret = base64.b64decode(encoded.removeprefix(_PREFIX), validate=True)
-            except (binascii.Error, ValueError):
-                secret = b""
-            if len(secret) < _MIN_SECRET_BYTES:
-                raise NotDelivered(f"{self.secret_env} is not base64 of {_MIN_SECRET_BYTES} bytes or more")
-            secrets.append(secret)
-        return secrets
-
-
-def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
-    """Return the value of the header `webhook-signature`.
-
-    Args:
-        secret: The decoded secret.
-        message_id: Id of the notification.
-        timestamp: Seconds since the Unix epoch, as an integer.
-        body: The exact body of the request.
-
-    Example:
-        >>> sign(bytes(24), "msg_1", "1674087231", b"{}")[:10]
-        'v1,...'
-    """
-    signed = hmac.digest(secret, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
-    return f"v1,{base64.b64encode(signed).decode()}"
-
-
-def _url_problem(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
-    except ValueError:
-        whole = False
-    return "" if whole else "expected an address that begins with https:// or http://"
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> None:
-        return None  # the configured URL must be corrected; a signed request must not reach another host
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)

@@ -10,7 +10,10 @@ from .. import __version__
 from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
+from ._export import export
+from ._init import init
 from ._maintenance import compact, doctor
+from ._mcp import mcp
 from ._query import query
 from ._runs import runs, show
 from ._schema import schema
@@ -54,6 +57,7 @@ def stageflow(
 
 for command in (
     demo,
+    init,
     runs,
     show,
     ui,
@@ -69,7 +73,9 @@ for command in (
     volume,
     sampling,
     doctor,
+    mcp,
     schema,
 ):
     app.command(cls=Command)(command)
 app.add_typer(alerts)
+app.add_typer(export)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,10 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from ..errors import RunNotFoundError
-from ..journal import RunFilter
+from .._timeparse import is_duration
 from ..render import draw_explanations, draw_run_explanation
-from ..store import Explanation, Over, RunExplanation, compare_with_earlier, parenthesized
+from ..store import Explanation, Over, explain_one_run, explain_selected, may_be_run_id, select
 from ._options import (
     ArchiveOption,
     HtmlOption,
@@ -28,7 +26,6 @@ from ._options import (
     describe_empty,
     hint_with_journal,
     invalid_selection,
-    is_duration,
     json_option,
     open_store,
     over_option,
@@ -37,10 +34,6 @@ from ._options import (
 from ._output import open_terminal, print_json, print_page, print_text, width_of
 
 __all__ = ["explain"]
-
-
-_SLOWEST = 0.05
-"""The share of the runs that `slow` selects."""
 
 
 def explain(
@@ -133,7 +126,11 @@ def explain(
     """
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
-    if _is_id(which) and (run := _explain_run(which, filter, journal, archive, verify=verify)) is not None:
+    run = None
+    if may_be_run_id(which):
+        with open_store(journal, archive, verify=verify) as store:
+            run = explain_one_run(store, which, filter)
+    if run is not None:
         options = ("--against", "--within", "--over", "--cluster", "--per", "--changed", "--together")
         values = (against, within, over, cluster, per, changed, together)
         if wrong := [name for name, value in zip(options, values, strict=True) if value]:
@@ -144,61 +141,26 @@ def explain(
             terminal = open_terminal()
             print_page(terminal, draw_run_explanation(run, width=width_of(terminal)))
         return
-    slow = which == "slow" and against is None
-    if per is not None and not slow:
+    if per is not None and (which != "slow" or against is not None):
         raise typer.BadParameter("--per applies to `explain slow`", param_hint="--per")
-    where, rest = None, None
-    if against is not None and is_duration(against):
-        with invalid_selection("--against"):
-            windows = compare_with_earlier(which, against, filter)
-        where, rest, filter = windows.where, windows.against, windows.filter
-        given = [one for one in (within, windows.within) if one is not None]
-        within = " and ".join(map(parenthesized, given)) if len(given) > 1 else next(iter(given), None)
-    else:
-        where = None if slow or which == "failed" else as_selection(which, "SELECTION")
-        rest = None if against is None else as_selection(against, "--against")
+    earlier = against is not None and is_duration(against)
+    if against is not None and not earlier:
+        as_selection(against, "--against")
+    with invalid_selection("--against" if earlier else "SELECTION"):
+        selected = select(which, against, filter, within=within)
     with open_store(journal, archive, verify=verify) as store:
-        if view == "runs" and not together:
-            found = store.explain_by_pipeline(
-                where,
-                against=rest,
-                within=within,
-                slowest=_SLOWEST if slow else None,
-                per=per,
-                filter=filter,
-                cluster=cluster,
-                sort=sort,
-                limit=limit,
-                changed=changed,
-            )
-        elif slow:
-            found = (
-                store.explain_slow(
-                    view,
-                    filter,
-                    per=per,
-                    within=within,
-                    cluster=cluster,
-                    sort=sort,
-                    limit=limit,
-                    changed=changed,
-                ),
-            )
-        else:
-            found = (
-                store.explain(
-                    where,
-                    against=rest,
-                    within=within,
-                    over=view,
-                    filter=filter,
-                    cluster=cluster,
-                    sort=sort,
-                    limit=limit,
-                    changed=changed,
-                ),
-            )
-        unknown = describe_empty(store, filter, "") if not found[0].selection.rows else ""
+        found = explain_selected(
+            store,
+            selected,
+            over=view,
+            per=per,
+            cluster=cluster,
+            sort=sort,
+            limit=limit,
+            changed=changed,
+            together=together,
+        )
+        unknown = describe_empty(store, selected.filter, "") if not found[0].selection.rows else ""
     if html is not None and not unknown:
         _save(found[0], journal, archive, html)
         return
@@ -221,32 +183,6 @@ def explain(
         print_page(terminal, drawing)
     if unknown:
         print_text(unknown, err=True)
-
-
-_ID = re.compile(r"[\w:@#/+-][\w.:@#/+-]*")
-_NAME = re.compile(r"[^\W\d][\w.]*")
-
-
-def _is_id(text: str) -> bool:
-    """Return whether a selection can be the id of a run: a single word, unless it is another selection."""
-    return text not in ("failed", "slow") and ".." not in text and _ID.fullmatch(text) is not None
-
-
-def _explain_run(
-    run_id: str, filter: RunFilter, journal: Path | None, archive: str | None, *, verify: bool
-) -> RunExplanation | None:
-    """Return the explanation of a run; None if no run matches and the text can be a predicate.
-
-    Raises:
-        RunNotFoundError: No run matches, and the text cannot be a predicate.
-    """
-    with open_store(journal, archive, verify=verify) as store:
-        try:
-            return store.explain_run(run_id, filter)
-        except RunNotFoundError:
-            if run_id == "last" or not _NAME.fullmatch(run_id):
-                raise
-            return None
 
 
 def _save(explanation: Explanation, journal: Path | None, archive: str | None, file: Path) -> None:

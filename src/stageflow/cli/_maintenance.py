@@ -186,10 +186,11 @@ def doctor(
     - `stageflow doctor --json | jq .problems`
     """
     from ..alerts import SILENCES_FILE, STATE_FILE
+    from ..export import state_files as export_state_files
     from ..store import ADDRESS_FILE
 
-    state_files = (ADDRESS_FILE, STATE_FILE, SILENCES_FILE)
     checked = find_journal(journal)
+    state_files = (ADDRESS_FILE, STATE_FILE, SILENCES_FILE, *export_state_files(checked.path))
     repaired = repaired_archive = None
     with show_progress("reading") as progress:
         if repair:

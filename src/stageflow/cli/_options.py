@@ -48,7 +48,7 @@ __all__ = [
     "hint_with_journal",
     "id_option",
     "invalid_selection",
-    "is_duration",
+    "journal_path",
     "json_option",
     "open_records",
     "open_store",
@@ -261,14 +261,6 @@ def invalid_selection(argument: str) -> Generator[None]:
         raise typer.BadParameter(f"{error.message}{hint}", param_hint=argument) from None
 
 
-def is_duration(text: str) -> bool:
-    """Return whether a text is a time span, such as `1d`."""
-    try:
-        return parse_duration(text) > 0
-    except ValueError:
-        return False
-
-
 def describe_empty(records: Journal | EventStore, filter: RunFilter, default: str) -> str:
     """Return why nothing matches a filter: a pipeline or stage that does not occur, or the default text."""
     if filter.pipeline is None and filter.stage is None:
@@ -361,8 +353,14 @@ def find_journal(given: Path | None) -> Journal:
     forget_journal()
     if given is not None and os.environ.get(_VARIABLE) != os.fspath(given):
         _given.append(given)
-    default = next((path for path in _DEFAULTS if Path(path).is_dir()), _DEFAULTS[0])
-    return Journal(default if given is None else given)
+    return Journal(journal_path(given))
+
+
+def journal_path(given: Path | None) -> Path:
+    """Return the given directory, or the first of the default directories that exists, or the first one."""
+    if given is not None:
+        return given
+    return Path(next((path for path in _DEFAULTS if Path(path).is_dir()), _DEFAULTS[0]))
 
 
 def forget_journal() -> None:

@@ -12,19 +12,27 @@ from ._check import (
 # For other packages of stageflow.
 from ._cursor import (
     CursorFile as CursorFile,
+    cursor_lock as cursor_lock,
     cursor_names as cursor_names,
     load_cursor as load_cursor,
     store_cursor as store_cursor,
 )
-from ._format import REQUIRED as REQUIRED, is_well_formed as is_well_formed
+from ._format import REQUIRED as REQUIRED, is_timestamp as is_timestamp, is_well_formed as is_well_formed
 from ._journal import Journal, find_run as find_run, no_run as no_run, several_runs as several_runs
-from ._reader import Entry, JournalReader, newest_entries as newest_entries
+from ._reader import (
+    Entry,
+    JournalReader,
+    Unread as Unread,
+    newest_entries as newest_entries,
+    unread as unread,
+)
 from ._recovery import writer_is_alive as writer_is_alive, writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
 from ._retention import (
     Deleted,
     RetentionPolicy as RetentionPolicy,
     is_complete_since as is_complete_since,
+    read_deletion_counts as read_deletion_counts,
     read_failures as read_failures,
     write_failures as write_failures,
 )

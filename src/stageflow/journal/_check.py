@@ -14,7 +14,7 @@ from msgspec import Struct
 from .._files import is_locked, is_regular, network_file_system
 from .._state_file import StateFile, read_state
 from ..errors import DamagedFileError
-from ._cursor import CursorFile, cursor_names, cursor_state_file, load_cursor
+from ._cursor import CursorFile, cursor_lock, cursor_names, cursor_state_file, load_cursor
 from ._format import decode
 from ._losses import MissingSegments, closed_by, missing_segments, runs_without_end
 from ._recovery import open_runs, writer_is_alive, writer_is_closed
@@ -363,9 +363,8 @@ def cursor_state(directory: str, name: str, writers: Writers) -> CursorState:
         for segment in segments:
             if segment.sequence >= at and not segment.pruned:
                 behind += max(0, _size(segment) - (offset if segment.sequence == at else 0))
-    lock = os.path.join(directory, CURSORS, f"{name}.lock")
     try:
-        active = is_locked(lock)
+        active = is_locked(cursor_lock(directory, name))
     except OSError:
         active = False
     return CursorState(

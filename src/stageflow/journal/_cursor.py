@@ -19,6 +19,7 @@ __all__ = [
     "CursorFile",
     "Position",
     "check_cursor_name",
+    "cursor_lock",
     "cursor_names",
     "cursor_path",
     "cursor_state_file",
@@ -80,6 +81,11 @@ def check_cursor_name(name: str) -> str:
 def cursor_path(directory: str, name: str) -> str:
     """Return the path of a reader's cursor file."""
     return os.path.join(directory, CURSORS, f"{name}.json")
+
+
+def cursor_lock(directory: str, name: str) -> str:
+    """Return the path of the lock that a reader with this name holds."""
+    return os.path.join(directory, CURSORS, f"{name}.lock")
 
 
 def cursor_state_file(name: str) -> StateFile:
@@ -150,14 +156,14 @@ def cursor_names(directory: str) -> list[str]:
     return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
 
 
-def positions_of_all(directory: str) -> list[dict[str, Position]]:
+def positions_of_all(directory: str) -> dict[str, dict[str, Position]]:
     """Return the positions of every named reader; no positions for a reader whose cursor cannot be read."""
-    found = []
+    found = {}
     for name in cursor_names(directory):
         try:
             cursor = load_cursor(directory, name)
         except OSError:
             cursor = CursorFile()  # treat it as having read nothing, so that `max_age` deletes nothing unread
         if cursor is not None:
-            found.append(cursor.positions)
+            found[name] = cursor.positions
     return found

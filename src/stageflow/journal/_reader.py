@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import logging
 import os
 import time
@@ -27,8 +28,8 @@ from ..errors import (
     JournalNotFoundError,
     invalid_argument,
 )
-from ._cursor import CursorFile, Position, check_cursor_name, load_cursor, store_cursor
-from ._format import decode, is_timestamp
+from ._cursor import CursorFile, Position, check_cursor_name, cursor_lock, load_cursor, store_cursor
+from ._format import decode, is_event, is_timestamp
 from ._recovery import recover
 from ._retention import Deleted, read_deletion_counts
 from ._segments import (
@@ -45,7 +46,7 @@ from ._segments import (
     read_lines,
 )
 
-__all__ = ["Entry", "JournalReader", "newest_entries"]
+__all__ = ["Entry", "JournalReader", "Unread", "newest_entries", "unread"]
 
 
 log = logging.getLogger("stageflow.journal")
@@ -77,11 +78,15 @@ class Entry(Struct, frozen=True):
         type: "stage.wide", "pipeline.wide", or the type of a custom event.
         json: The data of the event, as JSON.
         writer: Name of the writer that wrote it.
+        segment: Sequence number of the segment that contains it.
+        offset: Offset of its line in the segment, in bytes. Retention and repairs do not change it.
     """
 
     type: str
     json: bytes
     writer: str
+    segment: int = 0
+    offset: int = 0
 
     def data(self) -> dict[str, Any] | None:
         """Return the data of the event.
@@ -172,12 +177,12 @@ class JournalReader:
         self._resumed: set[str] = set()
         self._last_recovery = -_RECOVERY_INTERVAL_SECONDS
         self._pending_steps: Iterator[_Step] | None = None
+        self._held_step: _Step | None = None  # taken from `_pending_steps`, but larger than a read allowed
         _readers.add(self)
 
     def _acquire(self, name: str) -> OwnedFile:
         make_private_below(os.path.join(self.path, CURSORS))
-        path = os.path.join(self.path, CURSORS, f"{name}.lock")
-        lock = open_owned(path, os.O_RDWR | os.O_CREAT)
+        lock = open_owned(cursor_lock(self.path, name), os.O_RDWR | os.O_CREAT)
         if lock.lock():
             os.truncate(lock.fd, 0)
             os.write(lock.fd, b"%d" % os.getpid())
@@ -219,37 +224,54 @@ class JournalReader:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, limit: int = 1000, *, timeout: float = 0.0) -> list[Entry]:
+    def read(
+        self,
+        limit: int = 1000,
+        *,
+        max_bytes: int | None = None,
+        larger_alone: bool = True,
+        timeout: float = 0.0,
+    ) -> list[Entry]:
         """Return the next events, or an empty list if there are none yet.
 
         Args:
             limit: Maximum number of events; default 1000.
+            max_bytes: Maximum total size of their JSON, in bytes; default None for no maximum.
+            larger_alone: Whether to return an event that is larger than `max_bytes`, alone; default True.
+                Otherwise the list is empty, and the next call returns the event.
             timeout: Maximum time to wait for the first event, in seconds; default 0. The call blocks, so
                 asynchronous code must call it in a separate thread.
 
         Raises:
-            InvalidArgumentError: `limit` or `timeout` is out of range.
+            InvalidArgumentError: `limit`, `max_bytes` or `timeout` is out of range.
             ClosedError: The reader is closed.
             OSError: The journal cannot be read.
         """
         self._check_open()
         if not isinstance(limit, int) or limit < 1:
             raise invalid_argument("read()", "limit", limit, "a positive integer")
+        if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes < 1):
+            raise invalid_argument("read()", "max_bytes", max_bytes, "a positive integer or None")
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
             raise invalid_argument("read()", "timeout", timeout, "0 or more seconds")
         deadline = time.monotonic() + timeout
         while True:
             # The remainder of an earlier scan does not include files opened since then.
             is_new = self._pending_steps is None
-            steps = self._next_steps(limit)
+            steps = self._next_steps(limit, max_bytes, larger_alone)
             for step in steps:
                 self._apply(step)
             found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
-            if found or (is_new and not steps and left <= 0):
+            if found or self._held_step is not None or (is_new and not steps and left <= 0):
                 return found
             if is_new and not steps:
                 time.sleep(min(_POLL_SECONDS, left))
+
+    @property
+    def has_more(self) -> bool:
+        """True if the last `read` reached one of its limits, so that there may be more events."""
+        return self._pending_steps is not None
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield all events that exist now.
@@ -264,7 +286,7 @@ class JournalReader:
                     if step.entry is not None:
                         yield step.entry
         finally:
-            self._pending_steps = None  # the next read repeats the steps that were not yielded
+            self._pending_steps = self._held_step = None  # the next read repeats steps that were not yielded
 
     def _apply(self, step: _Step) -> None:
         self._positions[step.writer] = step.position
@@ -273,17 +295,23 @@ class JournalReader:
         self.torn += step.torn
         self.missed += step.missed
 
-    def _next_steps(self, limit: int) -> list[_Step]:
+    def _next_steps(self, limit: int, max_bytes: int | None = None, larger_alone: bool = True) -> list[_Step]:
         """Return the next steps, with up to `limit` events. An error loses none: nothing is applied yet."""
         for _ in range(_MAX_ATTEMPTS):
             if self._pending_steps is None:
                 self._complete_crashed()
                 self._pending_steps = self._steps()
             found: list[_Step] = []
-            events = 0
+            events = size = 0
             steps, self._pending_steps = self._pending_steps, None
+            held, self._held_step = self._held_step, None
             try:
-                for step in steps:
+                for step in steps if held is None else itertools.chain((held,), steps):
+                    if max_bytes is not None and step.entry is not None:
+                        size += len(step.entry.json)
+                        if size > max_bytes and (events or not larger_alone):
+                            self._pending_steps, self._held_step = steps, step
+                            break
                     found.append(step)
                     events += step.entry is not None
                     if events >= limit:
@@ -351,7 +379,9 @@ class JournalReader:
                 position = (sequence, line.offset + len(line.text) + 1)
                 found = decode(line.text)
                 if found is not None and isinstance(found.data, Raw):
-                    yield _Step(writer, position, Entry(found.type, bytes(found.data), writer))
+                    yield _Step(
+                        writer, position, Entry(found.type, bytes(found.data), writer, sequence, line.offset)
+                    )
                 # A repair replaces a damaged line with blanks.
                 elif found is None and not line.text.isspace():
                     self._quarantine(segment, line)
@@ -470,9 +500,73 @@ def _reset_after_fork() -> None:
 os.register_at_fork(after_in_child=_reset_after_fork)
 
 
+class Unread(Struct, frozen=True):
+    """What a named reader has not read yet, according to its stored position.
+
+    Attributes:
+        events: Number of events.
+        bytes: Number of bytes, including marks.
+        oldest: RFC 3339 time of the oldest of these events, or None.
+    """
+
+    events: int = 0
+    bytes: int = 0
+    oldest: str | None = None
+
+
+def unread(directory: str, name: str) -> Unread:
+    """Return what a named reader has not read yet. Reads all of it; a reader without a position read nothing.
+
+    Args:
+        directory: Directory of the journal.
+        name: Name of the reader.
+
+    Raises:
+        DamagedFileError: The stored position cannot be read.
+        OSError: The journal cannot be read.
+    """
+    cursor = load_cursor(directory, name) or CursorFile()
+    events = size = 0
+    oldest: str | None = None
+    for writer, segments in list_writers(directory).items():
+        at, offset = cursor.positions.get(writer, (0, 0))
+        first = True  # the events of a writer are ordered by time
+        for segment in segments:
+            if segment.sequence >= at:
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    for line in _lines_from(segment, offset if segment.sequence == at else 0):
+                        size += len(line) + 1
+                        if is_event(line):
+                            events += 1
+                            if first and (written := _time_of_line(line)) is not None:
+                                first, oldest = False, min(oldest or written, written)
+    return Unread(events, size, oldest)
+
+
+def _lines_from(segment: Segment, offset: int) -> Iterator[bytes]:
+    while True:
+        chunk = read_chunk(segment, offset)
+        if chunk.end == offset:
+            return
+        for line in chunk.lines:
+            yield line.text
+        offset = chunk.end
+
+
+def _time_of_line(text: bytes) -> str | None:
+    line = decode(text)
+    if line is None or not isinstance(line.data, Raw) or (times := _decode_times(line.data)) is None:
+        return None
+    for at in (times.ended_at, times.emitted_at, times.amended_at):
+        if isinstance(at, str) and is_timestamp(at):
+            return at
+    return None
+
+
 class _Times(msgspec.Struct):
     ended_at: object = None
     emitted_at: object = None
+    amended_at: object = None
 
 
 _decode_times = decoder(_Times)

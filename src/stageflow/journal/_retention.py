@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from msgspec import Struct
@@ -108,6 +109,8 @@ class Deleted(Struct, frozen=True):
         until: RFC 3339: the latest modification time of a segment from which anything was deleted. The
             journal contains every event that was written later. None if nothing was deleted, or if the time
             is unknown.
+        missed: Number of events that each named reader had not read, according to its stored position, when
+            they were deleted.
     """
 
     lines: Count = 0
@@ -116,6 +119,7 @@ class Deleted(Struct, frozen=True):
     events: Count = 0
     files: Count = 0
     until: str | None = None
+    missed: dict[str, Count] = {}
 
     def __add__(self, other: Deleted) -> Deleted:
         return Deleted(
@@ -125,7 +129,12 @@ class Deleted(Struct, frozen=True):
             self.events + other.events,
             self.files + other.files,
             max(filter(None, (self.until, other.until)), default=None),
+            dict(Counter(self.missed) + Counter(other.missed)),
         )
+
+
+_RISK = 0.8
+"""Share of `max_bytes` from which the unread segments of a reader are at risk of being deleted."""
 
 
 class RetentionPolicy(Struct, frozen=True):
@@ -173,6 +182,35 @@ class RetentionPolicy(Struct, frozen=True):
             if retention.errors and deleted == Deleted():
                 raise retention.errors[0]
             return deleted
+
+    def readers_at_risk(self, directory: str) -> dict[str, int]:
+        """Return the named readers whose unread segments will soon be deleted, and their unread bytes.
+
+        These are the readers with unread bytes of more than 80 % of `max_bytes`.
+
+        Args:
+            directory: Directory of the journal.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        if self.max_bytes is None:
+            return {}
+        sizes = [
+            (segment, _size(segment)) for segments in list_writers(directory).values() for segment in segments
+        ]
+        if sum(size for _, size in sizes) <= _RISK * self.max_bytes:
+            return {}
+        found = {}
+        for name, positions in positions_of_all(directory).items():
+            behind = 0
+            for segment, size in sizes:
+                at, offset = positions.get(segment.writer, (0, 0))
+                if segment.sequence >= at:
+                    behind += max(0, size - (offset if segment.sequence == at else 0))
+            if behind > _RISK * self.max_bytes:
+                found[name] = behind
+        return found
 
     def _is_due(self, directory: str) -> bool:
         """Return whether anything exceeds a limit, without opening any segment."""
@@ -322,7 +360,17 @@ class _RetentionPass:
         if not self.read:
             return True
         end = (segment.sequence, original_size(segment))
-        return all(end <= positions.get(segment.writer, (0, 0)) for positions in self.read)
+        return all(end <= positions.get(segment.writer, (0, 0)) for positions in self.read.values())
+
+    def _missed_by(self, segment: Segment, removed: list[LineAt]) -> dict[str, int]:
+        """Return the number of removed events that each named reader has not read."""
+        missed = {}
+        for name, positions in self.read.items():
+            at, offset = positions.get(segment.writer, (0, 0))
+            if segment.sequence >= at:
+                start = offset if segment.sequence == at else 0
+                missed[name] = _events_in([line for line in removed if line.offset >= start])
+        return {name: count for name, count in missed.items() if count}
 
     def _may_be_deleted(self, segment: Segment) -> bool:
         try:
@@ -389,8 +437,13 @@ class _RetentionPass:
         self.size += _size(pruned) - size
         # The dropped lines may be shorter than the new header.
         events = _events_in(lines) - _events_in(remaining)
+        kept = {line.offset for line in remaining if is_event(line.text)}
         self.deleted += Deleted(
-            len(lines) - len(remaining), max(size - _size(pruned), 0), int(unread), max(events, 0)
+            len(lines) - len(remaining),
+            max(size - _size(pruned), 0),
+            int(unread),
+            max(events, 0),
+            missed=self._missed_by(segment, [line for line in lines if line.offset not in kept]),
         )
         segments = self.writers[segment.writer]
         segments[segments.index(segment)] = pruned
@@ -423,7 +476,8 @@ class _RetentionPass:
         self._record_until(segment)
         os.unlink(segment.path)
         self.size -= size
-        self.deleted += Deleted(len(lines), size, int(unread), _events_in(lines), files=1)
+        missed = self._missed_by(segment, lines)
+        self.deleted += Deleted(len(lines), size, int(unread), _events_in(lines), files=1, missed=missed)
         self.writers[segment.writer].remove(segment)
 
     def _record_until(self, segment: Segment) -> None:

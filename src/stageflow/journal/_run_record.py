@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, Struct
 
 from .._state_file import decode_stored
 from .._time import get_clock
+from ..render import as_html
 from ..schema import RunOpen
 from ._format import (
     HEARTBEAT,
@@ -47,6 +48,9 @@ class RunRecord(Struct, frozen=True):
     stages: list[dict[str, Any]]
     events: list[tuple[str, dict[str, Any]]]
     children: list[dict[str, Any]]
+
+    def _repr_html_(self) -> str | None:
+        return as_html("draw_run", self.run, self.stages, events=self.events, children=self.children)
 
 
 class CollectedRun:

@@ -338,6 +338,12 @@ class JournalSink(DirectSink):
     def _apply_retention(self) -> None:
         with self._retention_lock:
             try:
+                for name, behind in self._retention.readers_at_risk(self.path).items():
+                    self._warn_once(
+                        f"reader {name}",
+                        f"reader {name!r} has not read {behind:,} bytes; when the journal exceeds"
+                        f" max_bytes={self._retention.max_bytes:,}, segments it has not read are deleted",
+                    )
                 self._retention.apply(self.path, should_stop=self._closing.is_set)
             except Exception as error:
                 self._warn_once(type(error).__name__, f"retention failed: {describe(error)}")

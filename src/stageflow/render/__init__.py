@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         draw_explanation as draw_explanation,
         draw_explanations as draw_explanations,
     )
+    from ._exports import draw_export_status as draw_export_status
     from ._run import draw_run as draw_run, shown_child_runs as shown_child_runs
     from ._run_explanation import draw_run_explanation as draw_run_explanation
     from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
@@ -64,6 +65,7 @@ __all__ = [
 ]
 
 _REQUIRING_RICH = {
+    "html_of": "_html",
     "EventLines": "_events",
     "OUTCOMES": "_style",
     "STATUSES": "_style",
@@ -77,6 +79,7 @@ _REQUIRING_RICH = {
     "draw_errors": "_statistics",
     "draw_explanation": "_explanation",
     "draw_explanations": "_explanation",
+    "draw_export_status": "_exports",
     "draw_journal_state": "_state",
     "draw_repaired": "_state",
     "draw_repaired_archive": "_state",
@@ -94,6 +97,23 @@ _REQUIRING_RICH = {
     "track": "_style",
     "wrap": "_style",
 }
+
+
+def as_html(drawing: str, *arguments: Any, title: str = "", **options: Any) -> str | None:
+    """Return a drawing as HTML, for a notebook; None if rich is not installed: the notebook then shows text.
+
+    Args:
+        drawing: Name of a function of this package that returns a drawing.
+        arguments: Its positional arguments.
+        title: First line; default none.
+        options: Its keyword arguments, except `width`.
+    """
+    try:
+        draw, html_of = __getattr__(drawing), __getattr__("html_of")
+    except MissingExtraError:
+        return None
+    html: str = html_of(lambda width: draw(*arguments, width=width, **options), title=title)
+    return html
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,14 @@ from ._address import (
     same_address as same_address,
 )
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
-from ._columns import COLUMNS as COLUMNS, FAILED as FAILED, quoted as quoted, text as text
+from ._columns import (
+    COLUMNS as COLUMNS,
+    DATA_PATHS as DATA_PATHS,
+    FAILED as FAILED,
+    columns_of as columns_of,
+    quoted as quoted,
+    text as text,
+)
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
 from ._comparison import (
     FAILURE_COLUMNS as FAILURE_COLUMNS,
@@ -27,6 +34,12 @@ from ._explain._run_explanation import (
     SameError,
     StageMeasured,
     UnusualValue,
+)
+from ._explain._selected import (
+    explain_one_run as explain_one_run,
+    explain_selected as explain_selected,
+    may_be_run_id as may_be_run_id,
+    select as select,
 )
 from ._interruption import Interruption
 from ._losses import LostFile

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ._columns import FAILED, text
 from ._merge import count_if, percentiles, ranked
+from ._result_list import ResultList
 from ._selection import Over
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def errors(
         from keyed group by pipeline, stage, fingerprint, key
         order by weighted_count desc, pipeline, stage, max(ended_at) desc, fingerprint limit {limit}
     """).fetchall()
-    return [ErrorGroup(pipeline or "", *rest) for pipeline, *rest in found]
+    groups = (ErrorGroup(pipeline or "", *rest) for pipeline, *rest in found)
+    return ResultList(groups, "draw_errors")
 
 
 class SlowRecord(Struct, frozen=True):
@@ -196,7 +198,8 @@ def slowest(connection: DuckDBPyConnection, condition: str, over: Over, *, limit
             select pipeline_run_id, pipeline_name, stage, outcome, duration_ms, stage_ms, null, null,
                 started_at, user_id
             from slow left join longest using (pipeline_run_id) order by duration_ms desc, event_id"""
-    return [SlowRecord(run, name or "", *rest) for run, name, *rest in connection.execute(query).fetchall()]
+    found = connection.execute(query).fetchall()
+    return ResultList((SlowRecord(run, name or "", *rest) for run, name, *rest in found), "draw_slowest")
 
 
 _MAX_DURATIONS = 5_000
@@ -276,9 +279,10 @@ def compare(
         Comparison(pipeline, stage or None, a.side, b.side, q_values[at], q_values[len(names) + at])
         for at, ((pipeline, stage), (a, b)) in enumerate(zip(names, pairs, strict=True))
     ]
-    return sorted(
+    ordered = sorted(
         found, key=lambda row: min(q for q in (row.q_failures, row.q_durations, 1.0) if q is not None)
     )
+    return ResultList(ordered, "draw_comparisons")
 
 
 def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool) -> dict[_Name, _Group]:

@@ -39,6 +39,7 @@ from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
 from ._merge import NO_KINDS
 from ._queries import Queries, Rows, load_run
+from ._result_list import ResultList
 from ._rows import events_of
 from ._sampling import SamplingResult, TailSampler, decide, report
 from ._selection import Over, condition
@@ -289,7 +290,8 @@ class EventStore:
                 for run in Journal(self.path).in_progress(filter)
                 if run["event_id"] not in known and (before is None or _sort_key(run) < _sort_key(before))
             ]
-        return sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
+        found = sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
+        return ResultList(found, "draw_runs")
 
     def run(self, run_id: str = "last") -> RunRecord:
         """Return all stored information about one run.

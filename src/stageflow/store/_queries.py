@@ -15,9 +15,11 @@ from msgspec import Struct
 from .._failures import FailureOutcomes
 from ..errors import ArchiveDamagedError, ClosedError, QueryError, invalid_argument
 from ..journal import Journal, RunRecord, no_run, several_runs
+from ..render import as_html
 from ._archive import Archive
 from ._columns import text
 from ._database import as_os_errors, duckdb_message, interruptible, open_database
+from ._frames import to_arrow, to_pandas, to_polars
 from ._interruption import interrupted_after
 from ._parquet import may_be_damage
 from ._rows import escape_glob, events_of
@@ -36,6 +38,9 @@ from ._snapshot import EVERYTHING, RETRIES, Scope, Snapshot, is_missing_file
 from ._statistics import Volume
 
 if TYPE_CHECKING:
+    import pandas
+    import polars
+    import pyarrow
     from duckdb import DuckDBPyConnection
 
 __all__ = ["Queries", "Rows", "load_run"]
@@ -62,6 +67,34 @@ class Rows(Struct, frozen=True):
     def dicts(self) -> list[dict[str, Any]]:
         """Return each row as a dict."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def to_polars(self) -> polars.DataFrame:
+        """Return a polars data frame. Columns with the same name are numbered: `count`, `count_2`.
+
+        Raises:
+            MissingExtraError: polars is not installed.
+        """
+        return to_polars(self.columns, self.rows)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a pandas data frame. Columns with the same name are numbered, as in `to_polars`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return to_pandas(self.columns, self.rows)
+
+    def to_arrow(self) -> pyarrow.Table:
+        """Return an Arrow table. Columns with the same name are numbered, as in `to_polars`.
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+        """
+        return to_arrow(self.columns, self.rows)
+
+    def _repr_html_(self) -> str | None:
+        title = f"the first {len(self.rows)} rows" if self.more else ""
+        return as_html("draw_rows", self.columns, self.rows, title=title)
 
 
 class Queries:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ._archive import ArchiveFile
 from ._columns import FAILED, quoted, text
 from ._merge import MIN_ROWS_ABOVE, MIN_SAMPLED_ROWS, Z, count_if, percentiles, ranked
+from ._result_list import ResultList
 from ._rows import escape_glob
 from ._selection import Over, resolve_field
 
@@ -132,7 +133,7 @@ def stats(
         values: list[Any] = [*counts, *(ranks or (None,) * 4), sampled > 0]
         values += [*_known_intervals(sampled, intervals), value]
         result.append(Stat(pipeline or "", stage_name, start, *values))
-    return result
+    return ResultList(result, "draw_stats", by=by)
 
 
 _KEYS = ("pipeline", "stage", "since", "by_value")
@@ -223,7 +224,7 @@ def totals(
         from counts where {" and ".join(conditions) or "true"}
         group by 1, 2, 3, 4 order by stage nulls first, pipeline, ended desc, status, outcome
     """).fetchall()
-    return [Total(*row) for row in found]
+    return ResultList((Total(*row) for row in found), "draw_totals")
 
 
 class Share(Struct, frozen=True):

@@ -103,9 +103,10 @@ def find_changes(
         return Changes()
     onset_s, by = _onset(sample, onset, first_selected)
     earlier = _History(question, history, last)
-    times: Floats = connection.execute(
+    fetched: Any = connection.execute(
         f"SELECT epoch(started_at) AS time FROM ({earlier.rows('started_at')}) ORDER BY time"
-    ).fetchnumpy()["time"]
+    ).fetchnumpy()
+    times: Floats = fetched["time"]
     before = _as_text(onset_s)
     at = int(np.searchsorted(times, onset_s))
     if at <= _FIRST_PART * len(times):

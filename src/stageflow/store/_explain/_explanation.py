@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from ...render import as_html
 from .._selection import Over
 
 __all__ = [
@@ -242,3 +243,6 @@ class Explanation(Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
     limitations: tuple[str, ...] = ()
     sql: str | None = None
+
+    def _repr_html_(self) -> str | None:
+        return as_html("draw_explanation", self)

@@ -74,7 +74,9 @@ def compare_with_peers(
         f"AND pipeline_run_id <> {literal(run['event_id'])} AND {parenthesized(within or 'TRUE')}"
     )
     with _copied(connection, condition) as table:
-        fetched = connection.execute(f'SELECT duration_ms, "#weight" FROM {table}').fetchnumpy()
+        fetched: dict[str, Any] = connection.execute(
+            f'SELECT duration_ms, "#weight" FROM {table}'
+        ).fetchnumpy()
         weights = fetched["#weight"]
         peers = Part(len(weights), float(weights.sum()), 1.0 if len(weights) else 0.0)
         duration = _measured(_as_number(run.get("duration_ms")), _plain(fetched["duration_ms"]), weights)
@@ -159,7 +161,7 @@ def _measured(value: float | None, values: Floats, weights: Floats) -> Measured:
 def _stages(connection: DuckDBPyConnection, table: str, record: RunRecord) -> Iterable[StageMeasured]:
     """Compare the times of each stage that ran with those of the peers in which it ran."""
     ran = _own_stages(record)
-    fetched = connection.execute(
+    fetched: dict[str, Any] = connection.execute(
         f"WITH earlier AS (SELECT pipeline_run_id, stage_name, "
         f"sum(duration_ms + coalesce(retry_after_ms, 0)) AS ms "
         f"FROM stages WHERE status = 'RETRY' GROUP BY ALL) "
@@ -284,7 +286,9 @@ def _unusual_of(
     numbers = [column for column in columns if column.is_number]
     if numbers:
         copied = ", ".join(f"{quoted(column.name)}::DOUBLE AS n{n}" for n, column in enumerate(numbers))
-        fetched = connection.execute(f'SELECT {copied}, "#weight"{stage} FROM {source}').fetchnumpy()
+        fetched: dict[str, Any] = connection.execute(
+            f'SELECT {copied}, "#weight"{stage} FROM {source}'
+        ).fetchnumpy()
         stage_names = np.asarray(fetched["#stage"], dtype=object) if stage else None
         for n, column in enumerate(numbers):
             values = _plain(fetched[f"n{n}"])

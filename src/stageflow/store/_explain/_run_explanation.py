@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from ...render import as_html
 from ._explanation import Part
 
 __all__ = ["Measured", "RunExplanation", "SameError", "StageMeasured", "UnusualValue"]
@@ -124,3 +125,6 @@ class RunExplanation(Struct, frozen=True, kw_only=True):
     unusual: tuple[UnusualValue, ...] = ()
     same_error: SameError | None = None
     limitations: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str | None:
+        return as_html("draw_run_explanation", self)

@@ -1,0 +1,50 @@
+"""The command `init`."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ._output import print_text
+
+__all__ = ["init"]
+
+
+_FILES = ("pyproject.toml", "pipeline.py", "test_pipeline.py", "README.md", ".gitignore")
+
+_TEMPLATES = "templates"
+
+
+def init(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Directory of the project; created if it does not exist.", show_default=False
+        ),
+    ],
+) -> None:
+    """Write a small project that runs: a pipeline, its test, and the settings of the record.
+
+    Existing files are never changed: if one of the files exists, nothing is written.
+
+    - `stageflow init shop`
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-") or "project"
+    if existing := [file for file in _FILES if (directory / file).exists()]:
+        raise typer.BadParameter(
+            f"{directory} already contains {', '.join(existing)}; nothing was written", param_hint="DIR"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    templates = resources.files(__package__) / _TEMPLATES
+    for file in _FILES:
+        text = (templates / f"{file.lstrip('.')}.txt").read_text(encoding="utf-8")
+        text = text.replace("{{name}}", name).replace("{{version}}", __version__)
+        with (directory / file).open("x", encoding="utf-8") as target:
+            target.write(text)
+    print_text(f"Wrote {', '.join(_FILES)} to {directory}.")
+    print_text(f"Next: cd {directory}, then python pipeline.py, stageflow show and pytest.")

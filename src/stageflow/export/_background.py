@@ -1,0 +1,56 @@
+"""The exporters that run in the background of a process, and end with it."""
+
+from __future__ import annotations
+
+# Registers a hook that stops the threads that resolve host names. It must be registered before ours, because
+# hooks run in reverse order.
+import concurrent.futures.thread  # noqa: F401
+import contextlib
+import os
+from collections.abc import Sequence
+
+from .._cpython import register_before_threads_end
+from ._exporter import Exporter
+from ._runner import ExportRunner
+
+__all__ = ["BackgroundExport"]
+
+
+class BackgroundExport:
+    """Runs exporters on daemon threads until `stop` is called, or the process ends.
+
+    When the process ends, they send what the journal contains, within a time limit. A forked child does not
+    export: the journal has the events of both processes, and the parent exports them.
+
+    Args:
+        journal: Directory of the journal.
+        exporters: The targets.
+        exit_seconds: Maximum time at the end of the process.
+    """
+
+    def __init__(self, journal: str, exporters: Sequence[Exporter], exit_seconds: float) -> None:
+        self._pid = os.getpid()
+        self._runners = [ExportRunner(journal, exporter) for exporter in exporters]
+        self._exit_seconds = exit_seconds
+        with contextlib.suppress(RuntimeError):  # the interpreter is already exiting
+            register_before_threads_end(lambda: self.stop(self._exit_seconds))
+
+    def start(self) -> None:
+        """Start all exporters."""
+        for runner in self._runners:
+            runner.start()
+
+    def stop(self, seconds: float, *, drain: bool = True) -> None:
+        """Stop all exporters, and wait for them. Blocks.
+
+        Args:
+            seconds: Maximum time for all of them together.
+            drain: Whether to send what the journal contains now.
+        """
+        runners, self._runners = self._runners, []
+        if os.getpid() != self._pid:
+            return
+        for runner in runners:
+            runner.request_stop(seconds, drain=drain)
+        for runner in runners:
+            runner.join()

@@ -1,0 +1,132 @@
+"""The interface between the runner and a target: send a batch, and report which events were rejected."""
+
+from __future__ import annotations
+
+import abc
+import re
+from typing import Literal
+
+from msgspec import Struct
+
+from ..errors import invalid_argument
+from ._batch import Batch
+
+__all__ = ["Exporter", "NotSent", "Rejected", "Sent", "check_name"]
+
+
+Problem = Literal["unavailable", "rejected", "too_large"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class Rejected(Struct, frozen=True):
+    """An event that the target does not accept.
+
+    Attributes:
+        index: Its position in the batch, starting at 0.
+        reason: Why, in one line.
+    """
+
+    index: int
+    reason: str
+
+
+class Sent(Struct, frozen=True):
+    """The result of sending a batch that arrived.
+
+    Attributes:
+        rejected: The events that the target does not accept; by default none.
+        duplicates: Number of events that the target already had, if it reports that.
+        rejected_unnamed: Number of events that the target rejected without naming them. They are counted, but
+            cannot be sent again.
+        message: Why it rejected them.
+    """
+
+    rejected: tuple[Rejected, ...] = ()
+    duplicates: int = 0
+    rejected_unnamed: int = 0
+    message: str = ""
+
+
+class NotSent(Exception):
+    """A batch did not arrive, or the target rejected it as a whole.
+
+    Attributes:
+        reason: What happened, in one line, without secrets.
+        problem: "unavailable": send the batch again later. "rejected": the target does not accept at least
+            one of its events, which is found by sending halves of the batch. "too_large": send halves of it.
+        retry_after: Seconds that the target requests before the next attempt; None if it does not.
+
+    Example:
+        raise NotSent("HTTP status 429", retry_after=30)
+    """
+
+    def __init__(
+        self, reason: str, *, problem: Problem = "unavailable", retry_after: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.problem: Problem = problem
+        self.retry_after = retry_after
+
+
+class Exporter(abc.ABC):
+    """Sends batches of events to one target. Subclass it for a custom target.
+
+    All methods run on one event loop, one call at a time. The loop runs on a separate thread, so `send` can
+    also block; but then its time limit does not apply.
+
+    Attributes:
+        name: Name of the cursor, the counters and the rejected events of this exporter: at most 80 letters,
+            digits, ".", "_" and "-". Of several processes whose exporters have the same name, one exports.
+
+    Example:
+        class Print(Exporter):
+            name = "print"
+
+            async def send(self, batch):
+                for event in batch.events:
+                    print(event.type, event.id)
+                return Sent()
+    """
+
+    name: str
+
+    @property
+    def target(self) -> str:
+        """Description of the target for logs and `stageflow export status`, without secrets."""
+        return type(self).__name__
+
+    @abc.abstractmethod
+    async def send(self, batch: Batch) -> Sent:
+        """Send a batch, and return once the target has stored it.
+
+        A batch is sent again if the process dies before the position in the journal is stored. Its events
+        then have the same ids and revisions, but they can be in another batch.
+
+        Args:
+            batch: The events.
+
+        Raises:
+            NotSent: It did not arrive. Any other exception has the same effect as `NotSent`.
+        """
+
+    async def close(self) -> None:
+        """Release connections; called once, after the last batch. Does nothing by default."""
+        return
+
+
+def check_name(name: object) -> str:
+    """Return the name of an exporter if it is valid.
+
+    Raises:
+        InvalidArgumentError: The name is invalid.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise invalid_argument(
+            "Exporter",
+            "name",
+            name,
+            "at most 80 letters, digits, '.', '_' and '-', starting with a letter or a digit",
+        )
+    return name

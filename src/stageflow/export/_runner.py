@@ -1,0 +1,504 @@
+"""`ExportRunner`: reads a journal through a cursor, and sends its events to a target in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Literal, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from .._files import absolute_path
+from .._log import log_safely
+from .._time import get_clock, rfc3339
+from ..errors import (
+    CursorInUseError,
+    DamagedFileError,
+    JournalNotFoundError,
+    describe,
+    invalid_argument,
+)
+from ..journal import Entry, JournalReader
+from ._batch import Batch, ExportEvent, event_of
+from ._dead_letters import DeadLetter, DeadLetters
+from ._exporter import Exporter, NotSent, Sent, check_name
+from ._retries import ExportSettings, Retries
+from ._state import (
+    ExportCounters,
+    ExportState,
+    cursor_name,
+    load_state,
+    rejected_directory,
+    store_state,
+)
+
+__all__ = ["ExportRunner", "attempt", "check_sent"]
+
+
+log = logging.getLogger("stageflow.export")
+
+_POLL_SECONDS = 0.1
+"""Interval at which the runner checks for new events."""
+
+_TAKEOVER_SECONDS = 1.0
+"""Interval at which a runner checks whether the process that exports has ended."""
+
+_IDLE_COMMIT_SECONDS = 10.0
+"""Interval at which the position is stored while there are no events, but marks such as heartbeats."""
+
+_CLOSE_SECONDS = 1.0
+"""Maximum duration of `Exporter.close`."""
+
+Status = Literal["standby", "exporting", "stopped"]
+
+
+class _Delivered(Struct):
+    """The result of a batch: what the target accepted and rejected."""
+
+    duplicates: int = 0
+    rejected: list[tuple[ExportEvent, str]] = []
+    rejected_unnamed: int = 0
+    message: str = ""
+
+
+class ExportRunner:
+    """Exports the events of all writers of a journal to one target, until it is stopped.
+
+    Several processes can run exporters with the same name for a journal: one exports, the others wait. If it
+    ends or dies, another one continues within a few seconds. Each event is sent at least once; a receiver
+    drops duplicates by `id` and `revision`. A batch is the only data in memory: while the target is slow or
+    unavailable, events remain in the journal.
+
+    An error in the journal or the target is logged once, counted, and retried.
+
+    Args:
+        journal: Directory of the journal. It can be created later.
+        exporter: The target.
+        settings: Batches, retries and retention of rejected events; default `ExportSettings()`.
+        at_end: When an exporter with this name first starts, skip the events that are in the journal; default
+            False.
+        on_change: Called with the state after each attempt to send a batch, on the thread of the runner;
+            default None.
+
+    Attributes:
+        status: "exporting", "standby" while another process exports, or "stopped".
+        state: The counters, and the last error.
+
+    Raises:
+        InvalidArgumentError: The name of the exporter is invalid.
+
+    Example:
+        with ExportRunner("journal", HttpExporter("https://collector.example/events")):
+            serve()
+    """
+
+    def __init__(
+        self,
+        journal: str | os.PathLike[str],
+        exporter: Exporter,
+        *,
+        settings: ExportSettings | None = None,
+        at_end: bool = False,
+        on_change: Callable[[ExportState], object] | None = None,
+    ) -> None:
+        if not isinstance(exporter, Exporter):
+            raise invalid_argument("ExportRunner", "exporter", exporter, "an Exporter")
+        check_name(exporter.name)
+        self.journal = absolute_path(journal)
+        self.exporter = exporter
+        self.settings = settings or ExportSettings()
+        self.status: Status = "stopped"
+        self.state = ExportState(target=exporter.target)
+        self._at_end = at_end
+        self._on_change = on_change
+        self._retries = Retries(self.settings)
+        self._logged: set[str] = set()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Set by `stop`, in this order.
+        self._stop_at: float | None = None
+        self._draining = False
+        self._stopping = threading.Event()
+        self._wake = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+
+    # ------------------------------------------------------------ start and stop
+
+    def start(self) -> Self:
+        """Export on a daemon thread. No effect if it was already started."""
+        if self._thread is None:
+            name = f"stageflow-export-{self.exporter.name}"
+            self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+            self._thread.start()
+        return self
+
+    def stop(self, timeout: float = 10.0, *, drain: bool = False) -> bool:
+        """Stop after the current batch, and wait for it. Blocks: do not call it on an event loop.
+
+        A batch that was not sent within the time limit remains in the journal; the next runner sends it.
+
+        Args:
+            timeout: Maximum number of seconds; default 10.
+            drain: Also send the events that are in the journal now, unless the target is unavailable; default
+                False.
+
+        Returns:
+            False if the thread did not end in time.
+        """
+        self.request_stop(timeout, drain=drain)
+        return self.join()
+
+    def request_stop(self, timeout: float = 10.0, *, drain: bool = False) -> None:
+        """Stop as `stop` does, but do not wait. Signal handlers can call it.
+
+        Args:
+            timeout: See `stop`.
+            drain: See `stop`.
+        """
+        self._stop_at = time.monotonic() + timeout
+        self._draining = drain
+        self._stopping.set()
+        if (loop := self._loop) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._interrupt)
+
+    def join(self) -> bool:
+        """Wait for the end of a runner that was asked to stop; return False if it did not end in time."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread() or self._stop_at is None:
+            return True
+        thread.join(max(0.0, self._stop_at - time.monotonic()) + 2 * _CLOSE_SECONDS)
+        return not thread.is_alive()
+
+    def _interrupt(self) -> None:
+        """End a pause now, and an attempt at the time limit. Called on the loop."""
+        self._wake.set()
+        if self._limit is not None and self._stop_at is not None:
+            at = self._until(self._stop_at)
+            self._limit.reschedule(min(at, self._limit.when() or at))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def run(self) -> None:
+        """Export on the current thread until `stop` is called."""
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            try:
+                self._run(runner)
+            finally:
+                self.status = "stopped"
+                runner.run(self._close())
+                self._loop = None
+
+    def _run(self, runner: asyncio.Runner) -> None:
+        failures = Retries(self.settings)
+        while not self._stopping.is_set() or self._draining:
+            try:
+                name = cursor_name(self.exporter.name)
+                with JournalReader(self.journal, name, at_end=self._at_end) as reader:
+                    self._export(runner, reader)
+            except CursorInUseError:
+                self.status = "standby"
+                runner.run(self._pause(_TAKEOVER_SECONDS))
+            except JournalNotFoundError:
+                runner.run(self._pause(_TAKEOVER_SECONDS))  # no process has written to it yet
+            except Exception as error:
+                self._log_once(f"cannot read or write the journal: {describe(error)}")
+                runner.run(self._pause(failures.failed()))
+            if self._stopping.is_set():
+                return
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.exporter.close()
+        except Exception as error:  # a custom exporter may raise anything
+            self._log_once(f"cannot close the exporter: {describe(error)}")
+
+    # ------------------------------------------------------------ export
+
+    def _export(self, runner: asyncio.Runner, reader: JournalReader) -> None:
+        """Export until the runner is stopped. This process holds the cursor."""
+        self.status = "exporting"
+        letters = DeadLetters(rejected_directory(self.journal, self.exporter.name))
+        letters.remove_from(reader.events)
+        self._resume(reader)
+        self._expire(letters)
+        committed_at = time.monotonic()
+        while not self._stopping.is_set() or self._draining:
+            first = reader.events
+            entries = self._read_batch(runner, reader)
+            if entries:
+                delivered = self._deliver(runner, [event_of(entry) for entry in entries])
+                if delivered is None:
+                    return
+                self._store(reader, letters, first, entries, delivered)
+                committed_at = time.monotonic()
+            elif self._stopping.is_set():
+                return
+            else:
+                if time.monotonic() - committed_at > _IDLE_COMMIT_SECONDS:
+                    reader.commit()  # otherwise retention would keep segments that contain only marks
+                    committed_at = time.monotonic()
+                runner.run(self._pause(_POLL_SECONDS))
+
+    def _resume(self, reader: JournalReader) -> None:
+        try:
+            known = load_state(self.journal, self.exporter.name)
+        except DamagedFileError as error:
+            self._log_once(f"the counters restart at zero: {error}")
+            known = ExportState()
+        counters = known.counters_at(reader.events)
+        self._set(
+            replace(
+                known,
+                target=self.exporter.target,
+                counters=counters,
+                previous=counters,
+                position=reader.events,
+                previous_position=reader.events,
+                skipped=reader.removed_events,
+                consecutive_failures=0,
+                circuit="closed",
+                retry_at=None,
+            )
+        )
+
+    def _read_batch(self, runner: asyncio.Runner, reader: JournalReader) -> list[Entry]:
+        limits = self.settings
+        entries = reader.read(limits.batch_events, max_bytes=limits.batch_bytes)
+        until = time.monotonic() + limits.batch_seconds
+        while entries and not reader.has_more and not self._stopping.is_set():
+            left = until - time.monotonic()
+            events = limits.batch_events - len(entries)
+            size = limits.batch_bytes - sum(len(entry.json) for entry in entries)
+            if left <= 0 or events <= 0 or size <= 0:
+                break
+            runner.run(self._pause(min(_POLL_SECONDS, left)))
+            entries += reader.read(events, max_bytes=size, larger_alone=False)
+        return entries
+
+    def _deliver(self, runner: asyncio.Runner, events: list[ExportEvent]) -> _Delivered | None:
+        """Send the events in order, and return the result; None if the runner was stopped before the end."""
+        delivered = _Delivered()
+        parts = deque([Batch.of(events)])
+        while parts:
+            batch = parts[0]
+            seconds = self.settings.send_seconds
+            if self._stop_at is not None:
+                seconds = min(seconds, self._stop_at - time.monotonic())
+                if seconds <= 0:
+                    return None
+            outcome = runner.run(self._attempt(batch, seconds))
+            if outcome is None:
+                return None
+            if isinstance(outcome, Sent):
+                parts.popleft()
+                delivered.duplicates += outcome.duplicates
+                for rejected in outcome.rejected:
+                    delivered.rejected.append((batch.events[rejected.index], rejected.reason))
+                if len(batch.events) == 1 and outcome.rejected_unnamed and not outcome.rejected:
+                    delivered.rejected.append((batch.events[0], outcome.message))
+                else:
+                    delivered.rejected_unnamed += outcome.rejected_unnamed
+                    delivered.message = outcome.message or delivered.message
+                self._succeeded()
+            elif outcome.problem != "unavailable":
+                parts.popleft()
+                if len(batch.events) > 1:
+                    parts.extendleft(reversed(batch.halves()))
+                else:
+                    delivered.rejected += [(event, outcome.reason) for event in batch.events]
+                self._succeeded()  # the target is available
+            else:
+                delay = self._failed(outcome)
+                if self._stopping.is_set():
+                    return None
+                runner.run(self._pause(delay))
+                if self._stopping.is_set() and not self._draining:
+                    return None
+        return delivered
+
+    async def _attempt(self, batch: Batch, seconds: float) -> Sent | NotSent | None:
+        """Send a batch once, and return the result; None if the time limit of `stop` interrupted it."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._limit = limit
+                return await attempt(self.exporter, batch, seconds)
+        except TimeoutError:
+            return None
+        finally:
+            self._limit = None
+
+    def _store(
+        self,
+        reader: JournalReader,
+        letters: DeadLetters,
+        first: int,
+        entries: list[Entry],
+        delivered: _Delivered,
+    ) -> None:
+        """Store the rejected events, then the counters, then the position."""
+        if delivered.rejected:
+            now = rfc3339(get_clock().wall_ns() // 1000)
+            letters.write(first, [DeadLetter.of(event, reason, now) for event, reason in delivered.rejected])
+            self._expire(letters)
+        before, state = self.state.counters, self.state
+        refused = len(delivered.rejected) + delivered.rejected_unnamed
+        if delivered.rejected_unnamed:
+            reason = delivered.message or "no reason given"
+            state = replace(
+                state,
+                last_error=f"the target rejected {delivered.rejected_unnamed} unnamed events: {reason}",
+                failed_at=_now(),
+            )
+        rejected_bytes = sum(len(event.json) for event, _ in delivered.rejected)
+        self._set(
+            replace(
+                state,
+                counters=ExportCounters(
+                    read=before.read + len(entries),
+                    sent=before.sent + len(entries) - refused,
+                    duplicates=before.duplicates + delivered.duplicates,
+                    rejected=before.rejected + refused,
+                    batches=before.batches + 1,
+                    bytes=before.bytes + sum(len(entry.json) for entry in entries) - rejected_bytes,
+                ),
+                previous=before,
+                position=reader.events,
+                previous_position=self.state.position,
+            )
+        )
+        reader.commit()
+
+    def _expire(self, letters: DeadLetters) -> None:
+        expired = letters.expire(self.settings.rejected_max_age, self.settings.rejected_max_bytes)
+        if expired:
+            self.state = replace(self.state, expired=self.state.expired + expired)
+
+    # ------------------------------------------------------------ state
+
+    def _succeeded(self) -> None:
+        self._retries.succeeded()
+        self.state = replace(
+            self.state,
+            attempts=self.state.attempts + 1,
+            consecutive_failures=0,
+            circuit="closed",
+            sent_at=_now(),
+            retry_at=None,
+        )
+
+    def _failed(self, failure: NotSent) -> float:
+        """Count a failed attempt, store the state, and return the delay before the next attempt."""
+        delay = self._retries.failed(failure.retry_after)
+        if self._retries.failures == 1:
+            log_safely(
+                log,
+                "exporter %r cannot send to %s: %s (retried; further failures are not logged)",
+                self.exporter.name,
+                self.exporter.target,
+                failure.reason,
+            )
+        now = _now()
+        self._set(
+            replace(
+                self.state,
+                attempts=self.state.attempts + 1,
+                failures=self.state.failures + 1,
+                consecutive_failures=self._retries.failures,
+                circuit=self._retries.circuit,
+                last_error=failure.reason,
+                failed_at=now,
+                retry_at=now + timedelta(seconds=delay),
+            )
+        )
+        return delay
+
+    def _set(self, state: ExportState) -> None:
+        self.state = state
+        store_state(self.journal, self.exporter.name, state)
+        if self._on_change is not None:
+            try:
+                self._on_change(state)
+            except Exception as error:
+                self._log_once(f"on_change failed: {describe(error)}")
+
+    def _log_once(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            log_safely(
+                log, "exporter %r: %s (further occurrences are not logged)", self.exporter.name, message
+            )
+
+    # ------------------------------------------------------------ time
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until the time is over, or until the runner is stopped."""
+        if self._stopping.is_set():
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    @staticmethod
+    def _until(monotonic: float) -> float:
+        """Return a time of `time.monotonic` in the time of the running loop."""
+        return asyncio.get_running_loop().time() + monotonic - time.monotonic()
+
+
+async def attempt(exporter: Exporter, batch: Batch, seconds: float) -> Sent | NotSent:
+    """Send a batch once, and return the result; no exception of an exporter is raised.
+
+    Args:
+        exporter: The target.
+        batch: The batch.
+        seconds: Maximum duration.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return check_sent(await exporter.send(batch), batch)
+    except NotSent as failure:
+        return failure
+    except TimeoutError:
+        return NotSent(f"no response within {seconds:.3g} s")
+    except Exception as error:  # a custom exporter may raise anything
+        return NotSent(describe(error))
+
+
+def check_sent(sent: object, batch: Batch) -> Sent:
+    """Return the result of an exporter if it is valid.
+
+    Raises:
+        NotSent: It is not a `Sent`, or refers to an event that is not in the batch.
+    """
+    if not isinstance(sent, Sent):
+        raise NotSent(f"send() must return a Sent, got {type(sent).__name__}")
+    indexes = [rejected.index for rejected in sent.rejected]
+    unnamed = sent.rejected_unnamed
+    if not 0 <= unnamed <= len(batch.events) - len(indexes):
+        raise NotSent(f"the target rejected {unnamed} events of a batch of {len(batch.events)}")
+    if len({*indexes}) != len(indexes) or not all(0 <= index < len(batch.events) for index in indexes):
+        raise NotSent("the target rejected an event that is not in the batch")
+    return sent
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)

@@ -1,0 +1,296 @@
+"""Converts events to OpenTelemetry: a run or an attempt is a span, any other event a log record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from .._state_file import decoder
+from .._time import epoch_us, get_clock
+from ..journal import is_timestamp
+from ..schema import PipelineWide, StageWide, prefix_of
+from ._batch import ExportEvent
+
+__all__ = ["Attribute", "LogRecord", "Resource", "Span", "SpanBuilder"]
+
+
+T = TypeVar("T")
+
+Attribute = tuple[str, Any]
+
+Resource = tuple[Attribute, ...]
+"""The attributes of the process that recorded an event."""
+
+OK, ERROR = 1, 2
+"""The codes of the status of a span; 0 is unset."""
+
+_INFO = 9
+"""Severity of a log record."""
+
+_MAX_STAGES = 20_000
+"""Number of stages whose span ids are kept for the links of the stages that depend on them."""
+
+
+class Span(Struct, frozen=True, gc=False):
+    """A span. Ids are in hex, times in nanoseconds since the Unix epoch; links are trace ids and span ids."""
+
+    resource: Resource
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    start_ns: int
+    end_ns: int
+    attributes: Sequence[Attribute]
+    status: int
+    message: str
+    links: Sequence[tuple[str, str]]
+
+
+class LogRecord(Struct, frozen=True, gc=False):
+    """A log record with an event name. Ids are in hex, times in nanoseconds since the Unix epoch."""
+
+    resource: Resource
+    time_ns: int
+    name: str
+    attributes: Sequence[Attribute]
+    trace_id: str | None
+    span_id: str | None
+    severity: int = _INFO
+
+
+class _Trace(Struct, gc=False):
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None = None
+
+
+class _Wide(Struct, gc=False):
+    started_at: str
+    ended_at: str
+    event_id: str
+    status: str
+    pipeline_name: str | None = None
+    stage_name: str | None = None
+    error: str | None = None
+    error_type: str | None = None
+    exception: dict[str, Any] | None = None
+    dependencies: list[str] = []
+    attributes: dict[str, Any] = {}
+    trace: _Trace | None = None
+
+
+_decode_object = decoder(dict[str, Any])
+
+_NOT_ATTRIBUTES = {
+    *("started_at", "ended_at", "correlation_ids", "pipeline_metadata", "resource", "trace", "attributes"),
+    *("exception", "error_type", "error", "process", "stage_summaries", "schema_version"),
+}
+"""Fields that have a place in a span or a resource, or that other spans of the trace contain."""
+
+_PREFIXES = {
+    field.name: prefix
+    for event in (StageWide, PipelineWide)
+    for field in msgspec.inspect.type_info(event).fields  # type: ignore[attr-defined]
+    if (prefix := prefix_of(field))
+}
+
+_RESOURCE = {
+    "service_version": "service.version",
+    "host": "host.name",
+    "pid": "process.pid",
+    "runtime": "process.runtime.description",
+    "environment": "deployment.environment.name",
+    "commit": "vcs.ref.head.revision",
+}
+
+_IDS = {
+    "pipeline_run_id": "stageflow.run_id",
+    "request_id": "stageflow.request_id",
+    "session_id": "session.id",
+    "user_id": "user.id",
+    "org_id": "stageflow.org_id",
+}
+
+_OPENINFERENCE = {
+    "chat": "LLM",
+    "text_completion": "LLM",
+    "generate_content": "LLM",
+    "embeddings": "EMBEDDING",
+    "retrieval": "RETRIEVER",
+    "execute_tool": "TOOL",
+    "invoke_agent": "AGENT",
+}
+
+
+class SpanBuilder:
+    """Converts events, in the order of the journal.
+
+    A dependency of a stage becomes a link to the span of the last attempt of that stage. Its id is known if
+    this object converted it before, as one of the last 20,000 stages.
+
+    Args:
+        openinference: Whether to add `openinference.span.kind`.
+    """
+
+    def __init__(self, *, openinference: bool = False) -> None:
+        self._openinference = openinference
+        self._spans: OrderedDict[tuple[str | None, str], tuple[str, str]] = OrderedDict()
+
+    def convert(self, event: ExportEvent) -> Span | LogRecord:
+        """Return the span or the log record of an event. Never raises an error for its content."""
+        data = _decode_object(event.json) or {}
+        if event.type in ("stage.wide", "pipeline.wide"):
+            wide = _converted(data, _Wide)
+            if wide is not None and is_timestamp(wide.started_at) and is_timestamp(wide.ended_at):
+                return self._span(event, wide, data)
+        return self._log(event, data)
+
+    def _span(self, event: ExportEvent, wide: _Wide, data: Mapping[str, Any]) -> Span:
+        trace = wide.trace or _derived_trace(event)
+        name = wide.stage_name or wide.pipeline_name or event.type
+        links = []
+        if wide.stage_name is not None:
+            links = [link for each in wide.dependencies if (link := self._spans.get((event.run_id, each)))]
+            self._remember((event.run_id, wide.stage_name), (trace.trace_id, trace.span_id))
+        attributes = [*_fields(data), *_ids(data)]
+        if wide.error_type is not None:
+            attributes.append(("error.type", wide.error_type))
+        if wide.exception is not None:
+            attributes += _exception(wide.exception)
+        attributes += wide.attributes.items()
+        if self._openinference:
+            attributes.append(("openinference.span.kind", _kind(data, wide.attributes)))
+        failed = wide.status in ("FAIL", "RETRY")
+        return Span(
+            resource=_resource(data),
+            trace_id=trace.trace_id,
+            span_id=trace.span_id,
+            parent_span_id=trace.parent_span_id,
+            name=name,
+            start_ns=epoch_us(wide.started_at) * 1000,
+            end_ns=epoch_us(wide.ended_at) * 1000,
+            attributes=_unique(attributes),
+            status=ERROR if failed else OK if wide.status == "OK" else 0,
+            message=(wide.error or "") if failed else "",
+            links=links,
+        )
+
+    def _log(self, event: ExportEvent, data: Mapping[str, Any]) -> LogRecord:
+        stage = data.get("stage_name")
+        attributes: list[Attribute] = [("stageflow.event_id", event.id), *_ids(data)]
+        name = event.type
+        if event.revision:
+            name = "stageflow.amendment"
+            amended = data.get("attributes")
+            attributes += amended.items() if isinstance(amended, dict) else ()
+            attributes.append(("stageflow.revision", event.revision))
+        if isinstance(stage, str):
+            attributes.append(("stageflow.stage_name", stage))
+        own = (
+            {"event_id", "stage_name", "emitted_at", "amended_at", "attributes"}
+            if event.revision
+            else {*("event_id", "stage_name", "emitted_at")}
+        )
+        attributes += [
+            (key, value)
+            for key, value in data.items()
+            if key not in own and key not in ("correlation_ids", "pipeline_metadata", "schema_version")
+        ]
+        known = self._spans.get((event.run_id, stage)) if isinstance(stage, str) else None
+        times = (data.get("amended_at"), data.get("emitted_at"), data.get("ended_at"))
+        at = next((time for time in times if isinstance(time, str) and is_timestamp(time)), None)
+        return LogRecord(
+            resource=_resource(data),
+            time_ns=epoch_us(at) * 1000 if at is not None else get_clock().wall_ns(),
+            name=name,
+            attributes=_unique(attributes),
+            trace_id=known[0] if known is not None else None,
+            span_id=known[1] if known is not None and event.revision else None,
+        )
+
+    def _remember(self, stage: tuple[str | None, str], span: tuple[str, str]) -> None:
+        self._spans[stage] = span
+        self._spans.move_to_end(stage)
+        if len(self._spans) > _MAX_STAGES:
+            self._spans.popitem(last=False)
+
+
+def _derived_trace(event: ExportEvent) -> _Trace:
+    """Return ids for a wide event without a trace context; they are the same in every attempt."""
+    run = hashlib.sha256((event.run_id or event.id).encode()).hexdigest()
+    is_run = event.type == "pipeline.wide"
+    span = run[32:48] if is_run else hashlib.sha256(event.id.encode()).hexdigest()[:16]
+    return _Trace(run[:32], span, None if is_run else run[32:48])
+
+
+def _fields(data: Mapping[str, Any]) -> list[Attribute]:
+    """Return the fields of a wide event, named as the columns of the store with the prefix `stageflow.`."""
+    found: list[Attribute] = []
+    for key, value in data.items():
+        if key in _NOT_ATTRIBUTES or value in (None, [], {}, ""):
+            continue
+        if isinstance(value, dict) and (prefix := _PREFIXES.get(key)) is not None:
+            found += [
+                (f"stageflow.{prefix}{name}", part)
+                for name, part in value.items()
+                if part not in (None, [], {})
+            ]
+        else:
+            found.append((f"stageflow.{key}", value))
+    return found
+
+
+def _ids(data: Mapping[str, Any]) -> list[Attribute]:
+    ids = _mapping(data.get("correlation_ids"))
+    return [(name, value) for key, name in _IDS.items() if (value := ids.get(key)) is not None]
+
+
+def _resource(data: Mapping[str, Any]) -> Resource:
+    service = _mapping(data.get("pipeline_metadata")).get("service")
+    process = _mapping(data.get("resource"))
+    return (
+        ("service.name", service if isinstance(service, str) else "unknown_service"),
+        *(
+            (name, value)
+            for key, name in _RESOURCE.items()
+            if isinstance(value := process.get(key), (str, int))
+        ),
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _converted(data: Mapping[str, Any], kind: type[T]) -> T | None:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError:
+        return None
+
+
+def _exception(exception: Mapping[str, Any]) -> list[Attribute]:
+    found: list[Attribute] = [
+        (f"exception.{key}", exception[key]) for key in ("type", "message") if exception.get(key) is not None
+    ]
+    if isinstance(stack := exception.get("stack"), list) and stack:
+        found.append(("exception.stacktrace", "\n".join(map(str, stack))))
+    return found
+
+
+def _kind(data: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    operation = attributes.get("gen_ai.operation.name")
+    if isinstance(operation, str) and operation in _OPENINFERENCE:
+        return _OPENINFERENCE[operation]
+    return {"agent": "AGENT", "guard": "GUARDRAIL"}.get(str(data.get("kind")), "CHAIN")
+
+
+def _unique(attributes: Sequence[Attribute]) -> list[Attribute]:
+    """Return the attributes that have a value; the last one of each name, because names must be unique."""
+    return [(key, value) for key, value in dict(attributes).items() if value is not None]

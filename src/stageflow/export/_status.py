@@ -1,0 +1,120 @@
+"""The status of every exporter of a journal, also while no exporter is running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import datetime
+
+from msgspec import Struct
+
+from .._files import is_locked
+from .._time import epoch_us, get_clock
+from ..errors import JournalNotFoundError
+from ..journal import cursor_lock, read_deletion_counts, unread
+from ._dead_letters import DeadLetters
+from ._retries import Circuit
+from ._state import cursor_name, exporter_names, load_state, rejected_directory
+
+__all__ = ["ExportStatus", "export_status"]
+
+
+class ExportStatus(Struct, frozen=True, kw_only=True):
+    """The status of one exporter.
+
+    Attributes:
+        name: Name of the exporter.
+        target: Description of the target, without secrets.
+        active: True while a process exports.
+        lag_events: Events in the journal that were not exported.
+        lag_bytes: Their size, and that of the marks between them, in bytes.
+        lag_seconds: Age of the oldest of these events, in seconds; 0 if there are none.
+        sent: Events that the target accepted.
+        duplicates: How many of these it already had, if it reports that.
+        rejected: Events that the target rejected.
+        waiting: Rejected events that `stageflow export retry` can send.
+        expired: Rejected events that were deleted because of their age or size.
+        missed: Events that retention deleted before they were exported. Up to one batch of these can also be
+            counted as sent, because it was being sent when retention deleted it.
+        skipped: Events that were archived or deleted before the exporter first started.
+        attempts: Attempts to send a batch.
+        failures: Failed attempts.
+        circuit: "open" if attempts are limited because of consecutive failures.
+        last_error: Why the last failed attempt failed; None if there was none.
+        failed_at: Time of the last failed attempt.
+        sent_at: Time of the last successful attempt.
+        retry_at: Time of the next attempt after a failure; None if the last attempt succeeded.
+    """
+
+    name: str
+    target: str
+    active: bool
+    lag_events: int
+    lag_bytes: int
+    lag_seconds: float
+    sent: int
+    duplicates: int
+    rejected: int
+    waiting: int
+    expired: int
+    missed: int
+    skipped: int
+    attempts: int
+    failures: int
+    circuit: Circuit
+    last_error: str | None
+    failed_at: datetime | None
+    sent_at: datetime | None
+    retry_at: datetime | None
+
+
+def export_status(journal: str | os.PathLike[str]) -> list[ExportStatus]:
+    """Return the status of every exporter that has run for a journal, by name.
+
+    Args:
+        journal: Directory of the journal.
+
+    Raises:
+        JournalNotFoundError: The directory does not exist.
+        DamagedFileError: A state file is damaged.
+        OSError: A file cannot be read.
+
+    Example:
+        for exporter in export_status("journal"):
+            print(exporter.name, exporter.lag_events, exporter.last_error)
+    """
+    path = os.path.abspath(os.fspath(journal))
+    if not os.path.isdir(path):
+        raise JournalNotFoundError(path)
+    return [_status_of(path, name) for name in exporter_names(path)]
+
+
+def _status_of(journal: str, name: str) -> ExportStatus:
+    state, cursor = load_state(journal, name), cursor_name(name)
+    lag = unread(journal, cursor)
+    age_us = get_clock().wall_ns() // 1000 - epoch_us(lag.oldest) if lag.oldest is not None else 0
+    active = False
+    with contextlib.suppress(FileNotFoundError):
+        active = is_locked(cursor_lock(journal, cursor))
+    return ExportStatus(
+        name=name,
+        target=state.target,
+        active=active,
+        lag_events=lag.events,
+        lag_bytes=lag.bytes,
+        lag_seconds=max(0.0, age_us / 1_000_000),
+        sent=state.counters.sent,
+        duplicates=state.counters.duplicates,
+        rejected=state.counters.rejected,
+        waiting=sum(1 for _ in DeadLetters(rejected_directory(journal, name))),
+        expired=state.expired,
+        missed=read_deletion_counts(journal).missed.get(cursor, 0),
+        skipped=state.skipped,
+        attempts=state.attempts,
+        failures=state.failures,
+        circuit=state.circuit,
+        last_error=state.last_error,
+        failed_at=state.failed_at,
+        sent_at=state.sent_at,
+        retry_at=state.retry_at,
+    )

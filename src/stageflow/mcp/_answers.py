@@ -1,0 +1,434 @@
+"""The answers of the tools: compact plain values, from the queries of the store."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import structs
+
+from .._time import get_clock
+from .._timeparse import parse_duration, parse_time
+from ..errors import InvalidArgumentError
+from ..journal import RunFilter
+from ..store import (
+    Difference,
+    EventStore,
+    Explanation,
+    Over,
+    RunExplanation,
+    as_predicate,
+    explain_one_run,
+    explain_selected,
+    may_be_run_id,
+    query_in_subprocess,
+    select,
+)
+from ._results import Sql
+
+__all__ = ["Answers", "View", "as_filter"]
+
+
+Row = dict[str, Any]
+
+View = Literal["runs", "stages", "items", "events", "counts"]
+"""The views that a query can read."""
+
+_SQL_TIMEOUT = 30.0
+"""Time limit of a query in seconds."""
+
+_MAX_SQL_ROWS = 1_000
+"""Maximum number of rows of a query, including those that only the file contains."""
+
+_IDS = ("request_id", "session_id", "user_id", "org_id")
+
+
+class Answers:
+    """Answers questions about the records of a journal and its archive.
+
+    Args:
+        journal: Directory of the journal; None for the archive alone.
+        archive: Address of the archive; None for the archive of the journal.
+    """
+
+    def __init__(self, journal: Path | None, archive: str | None) -> None:
+        self._journal = None if journal is None else str(journal)
+        self._archive = archive
+        self._store: EventStore | None = None
+        self._opening = threading.Lock()
+
+    def close(self) -> None:
+        """Close the store."""
+        with self._opening:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    @property
+    def store(self) -> EventStore:
+        """The store, opened on first use: the journal may not exist when the server starts.
+
+        Raises:
+            JournalNotFoundError: The directory of the journal does not exist.
+        """
+        with self._opening:
+            if self._store is None:
+                # A tool must answer fast: it never archives a backlog.
+                self._store = EventStore(self._journal, self._archive, compact_beyond=None)
+            return self._store
+
+    # ------------------------------------------------------------ all runs
+
+    def overview(self) -> Row:
+        """Return the pipelines with their counts and outcomes, the most frequent errors, and versions."""
+        store = self.store
+        first, last, total = store.sql(
+            "select min(started_at), max(started_at), sum(sample_rate) from runs"
+        ).rows[0]
+        outcomes: dict[str, Row] = {}
+        counted = store.sql(
+            "select pipeline_name, outcome, sum(sample_rate) from runs group by all order by 3 desc",
+            limit=None,
+        )
+        for pipeline, outcome, count in counted.rows:
+            outcomes.setdefault(pipeline, {})[outcome] = count
+        stages = store.sql(
+            "select topology, list(distinct stage_name order by stage_name) from stages group by 1",
+            limit=None,
+        )
+        stages_of = dict(stages.rows)
+        versions = store.sql(
+            "select service_version, min(started_at) as first, sum(sample_rate) as runs from runs"
+            " where service_version is not null group by 1 order by first desc",
+            limit=5,
+        )
+        statistics = [
+            {
+                "pipeline": each.pipeline,
+                "runs": each.count,
+                "failure_rate": each.failure_rate,
+                "p50_ms": each.p50_ms,
+                "p95_ms": each.p95_ms,
+                "outcomes": outcomes.get(each.pipeline, {}),
+                "stages": stages_of.get(each.pipeline, []),
+            }
+            for each in store.stats("runs")
+        ]
+        return {
+            "runs": total or 0,
+            "in_progress": len(store.runs(RunFilter(status="open"), limit=None)),
+            "first_started_at": first,
+            "last_started_at": last,
+            "pipelines": statistics,
+            "errors": [
+                _without_none(
+                    {"stage": each.stage, "message": each.message, "runs": each.runs, "new": each.is_new}
+                )
+                for each in store.errors(limit=5)
+            ],
+            "versions": versions.dicts(),
+            **self._archive_problem(),
+        }
+
+    def schema(self, view: View, field: str | None) -> Row:
+        """Return the columns of a view by type, or the most frequent values of one of them."""
+        if field is not None:
+            name = '"{}"'.format(field.replace('"', '""'))
+            rows = self.store.sql(
+                f"select {name}, sum(sample_rate) from {view} group by 1 order by 2 desc", limit=20
+            )
+            return {
+                "field": field,
+                "values": [[value, count] for value, count in rows.rows],
+                "more": rows.more,
+            }
+        columns = self.store.sql(f"describe {view}").rows
+        by_type: dict[str, list[str]] = {}
+        for name, type, *_ in columns:
+            by_type.setdefault(type, []).append(name)
+        return {"view": view, "columns": by_type}
+
+    def runs(self, filter: RunFilter, where: str | None, limit: int) -> Row:
+        """Return runs, newest first."""
+        found = self.store.runs(filter, where=where, limit=limit + 1)
+        return {
+            "runs": [_summary(run) for run in found[:limit]],
+            "more": len(found) > limit,
+            **self._nothing(found, filter),
+        }
+
+    def run(self, run_id: str) -> Row:
+        """Return one run with its stages."""
+        record = self.store.run(run_id)
+        run = record.run
+        events = Counter(type for type, _ in record.events)
+        return {
+            **_summary(run),
+            "attributes": run.get("attributes") or {},
+            "critical_path": [
+                each.get("stage") if isinstance(each, dict) else each
+                for each in run.get("critical_path") or []
+            ],
+            "stages": [_stage(stage) for stage in [*record.stages, *run.get("stages_running", ())]],
+            "events": dict(events),
+            "child_runs": [_summary(child) for child in record.children],
+        }
+
+    def stats(
+        self, over: Over, filter: RunFilter, where: str | None, by: str | None, every: str | None
+    ) -> Row:
+        """Return counts, failure rates and percentiles."""
+        bucket = None if every is None else _duration(every)
+        found = self.store.stats(over, filter, where=where, by=by, bucket=bucket)
+        rows = [
+            _without_none(
+                {
+                    "pipeline": each.pipeline,
+                    "stage": each.stage,
+                    by or "group": each.group,
+                    "since": each.since,
+                    "count": each.count,
+                    "failed": each.failed,
+                    "failure_rate": each.failure_rate,
+                    "skipped": each.skipped or None,
+                    "cancelled": each.cancelled or None,
+                    "retried": each.retried or None,
+                    "p50_ms": each.p50_ms,
+                    "p95_ms": each.p95_ms,
+                    "p99_ms": each.p99_ms,
+                    "estimated": each.estimated or None,
+                }
+            )
+            for each in found
+        ]
+        return {"over": over, "rows": rows, **self._nothing(found, filter)}
+
+    def errors(self, filter: RunFilter, where: str | None, limit: int) -> Row:
+        """Return groups of failures."""
+        found = self.store.errors(filter, where=where, limit=limit)
+        groups = [
+            _without_none(
+                {
+                    "pipeline": each.pipeline,
+                    "stage": each.stage,
+                    "kind": each.kind,
+                    "message": each.message,
+                    "count": each.count,
+                    "runs": each.runs,
+                    "users": each.users,
+                    "first": each.first,
+                    "last": each.last,
+                    "new": each.is_new,
+                    "trend": each.trend,
+                    "fingerprint": each.fingerprint,
+                    "examples": each.examples[:2],
+                }
+            )
+            for each in found
+        ]
+        return {"errors": groups, **self._nothing(found, filter)}
+
+    # ------------------------------------------------------------ comparisons
+
+    def explain(
+        self,
+        selection: str,
+        against: str | None,
+        over: Over,
+        filter: RunFilter,
+        per: str | None,
+        changed: bool,
+        limit: int,
+    ) -> Row:
+        """Return how a selection of runs differs from the others, or one run from its peers."""
+        if against is None and may_be_run_id(selection):
+            run = explain_one_run(self.store, selection, filter)
+            if run is not None:
+                return _explained_run(run)
+        selected = select(selection, against, filter)
+        found = explain_selected(self.store, selected, over=over, per=per, limit=limit, changed=changed)
+        problems = self._archive_problem() if found[0].selection.rows else self._nothing([], filter)
+        return {"explanations": [_explained(each) for each in found], **problems}
+
+    def compare(self, before: str, after: str, over: Over, filter: RunFilter) -> Row:
+        """Return each stage, or pipeline, in two selections."""
+        found = self.store.compare(as_predicate(before), as_predicate(after), over, filter)
+        rows = [
+            _without_none(
+                {
+                    "pipeline": each.pipeline,
+                    "stage": each.stage,
+                    "count": [each.before.count, each.after.count],
+                    "failure_rate": [each.before.failure_rate, each.after.failure_rate],
+                    "p50_ms": [each.before.p50_ms, each.after.p50_ms],
+                    "p95_ms": [each.before.p95_ms, each.after.p95_ms],
+                    "q_failures": each.q_failures,
+                    "q_durations": each.q_durations,
+                }
+            )
+            for each in found
+        ]
+        return {"over": over, "values": "[before, after]", "rows": rows, **self._nothing(found, filter)}
+
+    def sql(self, query: str, limit: int) -> Row:
+        """Return the rows of a query."""
+        rows = query_in_subprocess(
+            self.store.path, self._archive, query, limit=min(limit, _MAX_SQL_ROWS), timeout=_SQL_TIMEOUT
+        )
+        return {"columns": rows.columns, "rows": [list(row) for row in rows.rows], "more": rows.more}
+
+    # ------------------------------------------------------------ parts of results
+
+    def _nothing(self, found: Iterable[Any], filter: RunFilter) -> Row:
+        """Return why nothing was found: a pipeline or stage that does not exist."""
+        if any(True for _ in found):
+            return self._archive_problem()
+        unknown = self.store.names().unknown(filter)
+        return {"note": f"there is {unknown}" if unknown else "nothing matches", **self._archive_problem()}
+
+    def _archive_problem(self) -> Row:
+        error = self.store.archive_error
+        return {} if error is None else {"warning": f"part of the archive cannot be read: {error}"}
+
+
+def as_filter(**fields: Any) -> RunFilter:
+    """Return the filter for the arguments of a tool. Times are those of the command line, such as "2h".
+
+    Raises:
+        InvalidArgumentError: A time is invalid.
+    """
+    now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
+    for name in ("since", "until"):
+        if fields.get(name) is not None:
+            try:
+                fields[name] = parse_time(fields[name], now)
+            except ValueError as error:
+                raise InvalidArgumentError(f"{name}: {error}") from None
+    if fields.get("slower_than") is not None:
+        fields["slower_than"] = _duration(fields["slower_than"])
+    return RunFilter(**fields)
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from None
+
+
+def _without_none(row: Row) -> Row:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _summary(run: Row) -> Row:
+    ids = run.get("correlation_ids") or {}
+    return _without_none(
+        {
+            "run": ids.get("pipeline_run_id"),
+            "pipeline": run.get("pipeline_name"),
+            "outcome": run.get("outcome"),
+            "started_at": run.get("started_at"),
+            "duration_ms": run.get("duration_ms"),
+            "error": run.get("error"),
+            "failed_stage": run.get("first_failed_stage"),
+            **{name: ids.get(name) for name in _IDS},
+            "service_version": (run.get("resource") or {}).get("service_version"),
+            "parent_run": run.get("parent_run_id"),
+        }
+    )
+
+
+def _stage(stage: Row) -> Row:
+    return _without_none(
+        {
+            "stage": stage.get("stage_name"),
+            "status": stage.get("status"),
+            "attempt": stage.get("attempt"),
+            "queue_ms": stage.get("queue_ms"),
+            "duration_ms": stage.get("duration_ms"),
+            "error": stage.get("error"),
+            "reason": stage.get("reason"),
+            "stack": (stage.get("exception") or {}).get("stack"),
+            "log_tail": stage.get("log_tail") or None,
+            "child_runs": stage.get("child_runs") or None,
+            "attributes": stage.get("attributes") or None,
+        }
+    )
+
+
+def _explained(explanation: Explanation) -> Row:
+    return _without_none(
+        {
+            "summary": explanation.summary,
+            "pipeline": explanation.pipeline,
+            "selected": explanation.selection.count,
+            "others": explanation.rest.count,
+            "where_it_differs": [
+                _without_none(
+                    {
+                        "stage": each.stage,
+                        "what": each.what,
+                        "error_type": each.error_type,
+                        "share": each.share,
+                        "ms": each.ms,
+                        "other_ms": each.other_ms,
+                    }
+                )
+                for each in explanation.locations[:5]
+            ],
+            "differences": [_difference(each) for each in explanation.differences],
+            "likely_effects": [each.description for each in explanation.effects[:5]],
+            "changes": [
+                {
+                    "field": each.field,
+                    "value": each.value,
+                    "first_at": each.first_at,
+                    "selected": each.selection.rows,
+                }
+                for each in explanation.changes[:5]
+            ]
+            or None,
+            "onset": explanation.onset,
+            "limitations": list(explanation.limitations) or None,
+            "sql": None if explanation.sql is None else Sql(explanation.sql),
+        }
+    )
+
+
+def _difference(difference: Difference) -> Row:
+    return _without_none(
+        {
+            "description": difference.description,
+            "condition": Sql(difference.condition),
+            "rate": difference.rate,
+            "other_rate": difference.other_rate,
+            "selected": difference.selection.count,
+            "excess": [difference.excess_low, difference.excess_high],
+            "p50_ms": difference.p50_ms,
+            "other_p50_ms": difference.other_p50_ms,
+            "q": difference.q_value,
+            "verdict": difference.verdict if difference.verdict != "independent" else None,
+            "relates_to": difference.relates_to,
+            "same_rows": list(difference.synonyms[:3]) or None,
+            "runs": list(difference.run_ids[:2]),
+        }
+    )
+
+
+def _explained_run(run: RunExplanation) -> Row:
+    found: Row = msgspec.to_builtins(structs.replace(run, stages=run.stages[:12], unusual=run.unusual[:8]))
+    found["stages"] = [
+        {"stage": stage["stage"], "status": stage["status"]}
+        | {
+            name: [stage[name]["value"], stage[name]["p50"]]
+            for name in ("ran_ms", "waited_ms", "retried_ms")
+            if stage[name]["value"]
+        }
+        for stage in found["stages"]
+    ]
+    return {"values": "[this run, median of its peers]", **_without_none(found)}

@@ -1,0 +1,392 @@
+"""`OtlpExporter`: spans and log records in both encodings, a collector, and partial successes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rotel
+from export_receiver import Answer, ExportReceiver, Request
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageKind
+from stageflow.errors import InvalidArgumentError
+from stageflow.export import (
+    DeadLetters,
+    ExportRunner,
+    ExportSettings,
+    ExportState,
+    OtlpExporter,
+    export_status,
+    exporter_for,
+)
+from stageflow.observability import WideEventEmitter
+
+FAST = ExportSettings(batch_seconds=0.02, retry_first=0.02, retry_max=0.05, circuit_seconds=0.05)
+
+TRACES, LOGS = "/v1/traces", "/v1/logs"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    asyncio.run(record(tmp_path / "journal"))
+    return tmp_path / "journal"
+
+
+async def record(journal: Path) -> None:
+    """Record a run that succeeds after a retry, and one that fails; with a custom event and an amendment."""
+    sink = JournalSink(journal)
+    contexts: list[Any] = []
+
+    async def load(ctx: Any) -> dict[str, int]:
+        contexts.append(ctx)
+        ctx.annotate(hits=3, ratio=0.5, big=1 << 70, cached=True, nested={"a": [1]}, tags=["x", "y"])
+        ctx.emit_event("cache.miss", {"key": "k"})
+        if ctx.attempt == 1:
+            raise ConnectionError("again")
+        return {"n": 1}
+
+    async def answer(ctx: Any) -> None:
+        ctx.annotate(**{"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-5"})
+        if ctx.run.data["fail"]:
+            raise ValueError("no answer")
+
+    graph = (
+        Pipeline("shop")
+        .with_stage("load", load, retry=Retry(attempts=2, wait=0))
+        .with_stage("answer", answer, StageKind.AGENT, dependencies=("load",))
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+    for fail in (False, True):
+        await graph.run(PipelineContext(user_id="u1", session_id="s1", service="web", data={"fail": fail}))
+    contexts[1].annotate(late=True)
+    sink.try_emit(type="plain", data=None)
+    sink.close()
+
+
+def events_of(journal: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (line["type"], line["data"] or {})
+        for path in journal.glob("*.ndjson")
+        for line in map(json.loads, path.read_bytes().splitlines())
+        if "data" in line
+    ]
+
+
+def exported(journal: Path, exporter: OtlpExporter, settings: ExportSettings = FAST) -> ExportState:
+    """Export everything that the journal contains now, also after failures."""
+    runner = ExportRunner(journal, exporter, settings=settings)
+    for _ in range(10):
+        runner = ExportRunner(journal, exporter, settings=settings)
+        runner.request_stop(60, drain=True)
+        runner.run()
+        if not runner.state.consecutive_failures:
+            break
+    return runner.state
+
+
+def protobuf_messages(requests: list[Request]) -> dict[str, list[dict[str, Any]]]:
+    """Return the spans and log records of protobuf requests in the form of OTLP's JSON, by path."""
+    found: dict[str, list[dict[str, Any]]] = {TRACES: [], LOGS: []}
+    for request in requests:
+        message = ExportTraceServiceRequest() if request.path == TRACES else ExportLogsServiceRequest()
+        message.ParseFromString(request.content)
+        found[request.path] += flat(with_hex_ids(MessageToDict(message)))
+    return found
+
+
+def with_hex_ids(value: Any) -> Any:
+    """Return a message whose ids are in hex, as OTLP requires, instead of base64."""
+    if isinstance(value, list):
+        return [with_hex_ids(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: base64.b64decode(item).hex()
+        if key in ("traceId", "spanId", "parentSpanId")
+        else with_hex_ids(item)
+        for key, item in value.items()
+    }
+
+
+def flat(message: dict[str, Any]) -> list[dict[str, Any]]:
+    groups = message.get("resourceSpans") or message.get("resourceLogs") or []
+    return [
+        {"resource": plain(group["resource"]["attributes"]), **each, "attributes": plain(each["attributes"])}
+        for group in groups
+        for scope in group.get("scopeSpans") or group.get("scopeLogs")
+        for each in scope.get("spans") or scope.get("logRecords")
+    ]
+
+
+def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
+    return {each["key"]: plain_value(each["value"]) for each in attributes}
+
+
+def plain_value(value: dict[str, Any]) -> Any:
+    ((kind, found),) = value.items()
+    if kind == "intValue":
+        return int(found)
+    return [plain_value(item) for item in found.get("values", [])] if kind == "arrayValue" else found
+
+
+@pytest.fixture
+def messages(journal: Path) -> dict[str, list[dict[str, Any]]]:
+    with ExportReceiver() as receiver:
+        exported(journal, OtlpExporter(f"http://127.0.0.1:{receiver.port}"))
+        return protobuf_messages(receiver.requests)
+
+
+def test_runs_and_attempts_are_spans_with_the_ids_of_their_events(
+    journal: Path, messages: dict[str, list[dict[str, Any]]]
+) -> None:
+    wide = [data for type, data in events_of(journal) if type.endswith(".wide")]
+    spans = {span["spanId"]: span for span in messages[TRACES]}
+    assert len(spans) == len(wide) == 2 * 4
+    for data in wide:
+        span = spans[data["trace"]["span_id"]]
+        assert span["traceId"] == data["trace"]["trace_id"]
+        assert span.get("parentSpanId") == data["trace"]["parent_span_id"]
+        assert span["name"] == (data.get("stage_name") or data["pipeline_name"])
+        ms = (int(span["endTimeUnixNano"]) - int(span["startTimeUnixNano"])) / 1e6
+        assert ms == pytest.approx(data["duration_ms"])
+        assert span["resource"]["service.name"] == "web"
+        assert span["resource"]["process.pid"] == data["resource"]["pid"]
+        attributes = span["attributes"]
+        assert attributes["stageflow.event_id"] == data["event_id"]
+        assert (attributes["user.id"], attributes["session.id"]) == ("u1", "s1")
+        code = {"OK": "STATUS_CODE_OK", "FAIL": "STATUS_CODE_ERROR", "RETRY": "STATUS_CODE_ERROR"}
+        assert span["status"]["code"] == code[data["status"]]
+
+
+def test_attributes_errors_and_dependencies_of_spans(messages: dict[str, list[dict[str, Any]]]) -> None:
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for span in messages[TRACES]:
+        by_name.setdefault(span["name"], []).append(span)
+    retried, loaded = by_name["load"][:2]
+    found = {key: loaded["attributes"][key] for key in ("hits", "ratio", "big", "cached", "nested", "tags")}
+    assert found == {
+        "hits": 3,
+        "ratio": 0.5,
+        "big": loaded["attributes"]["big"],
+        "cached": True,
+        "nested": '{"a":[1]}',
+        "tags": ["x", "y"],
+    }
+    assert isinstance(found["big"], str)
+    assert retried["attributes"]["exception.type"] == "ConnectionError"
+    answered, failed = by_name["answer"]
+    assert answered["links"] == [{"traceId": loaded["traceId"], "spanId": loaded["spanId"]}]
+    assert answered["attributes"]["gen_ai.request.model"] == "gpt-5"
+    assert failed["status"] == {"code": "STATUS_CODE_ERROR", "message": "ValueError: no answer"}
+    assert failed["attributes"]["error.type"] == failed["attributes"]["exception.type"] == "ValueError"
+    assert failed["attributes"]["exception.message"] == "no answer"
+    assert "answer" in failed["attributes"]["exception.stacktrace"]
+
+
+def test_custom_events_and_amendments_are_log_records(messages: dict[str, list[dict[str, Any]]]) -> None:
+    logs = {}
+    for log in messages[LOGS]:
+        logs.setdefault(log["eventName"], []).append(log)
+    assert {name: len(found) for name, found in logs.items()} == {
+        "cache.miss": 4,
+        "stageflow.amendment": 1,
+        "plain": 1,
+    }
+    assert logs["cache.miss"][0]["attributes"]["key"] == "k"
+    (amendment,) = logs["stageflow.amendment"]
+    (span,) = [
+        each
+        for each in messages[TRACES]
+        if each["name"] == "load" and each["traceId"] == amendment["traceId"]
+    ][1:]
+    assert amendment["spanId"] == span["spanId"]
+    assert amendment["attributes"]["late"] is True
+    assert amendment["attributes"]["stageflow.event_id"] == span["attributes"]["stageflow.event_id"]
+
+
+def test_json_contains_the_same_as_protobuf(journal: Path, messages: dict[str, list[dict[str, Any]]]) -> None:
+    with ExportReceiver() as receiver:
+        exported(journal, OtlpExporter(f"http://127.0.0.1:{receiver.port}", encoding="json"))
+        requests = receiver.requests
+    assert {request.headers["content-type"] for request in requests} == {"application/json"}
+    codes = {"STATUS_CODE_UNSET": 0, "STATUS_CODE_OK": 1, "STATUS_CODE_ERROR": 2}
+    for path in (TRACES, LOGS):
+        found = [each for request in requests if request.path == path for each in flat(request.lines[0])]
+        expected = messages[path]
+        for each in expected:
+            each.pop("kind", None)
+            each.pop("severityNumber", None)
+            if "status" in each:
+                each["status"] = {"message": "", **each["status"], "code": codes[each["status"]["code"]]}
+                each.setdefault("links", [])
+        for each in found:
+            assert (each.pop("kind", 1), each.pop("severityNumber", 9)) == (1, 9)
+        timeless = [{**each, "timeUnixNano": 0, "observedTimeUnixNano": 0} for each in found]
+        if path == LOGS:  # an event without a time has that of its export
+            found, expected = (
+                timeless,
+                [{**each, "timeUnixNano": 0, "observedTimeUnixNano": 0} for each in expected],
+            )
+        assert found == expected
+
+
+def test_openinference_kinds_are_added_on_request(journal: Path) -> None:
+    with ExportReceiver() as receiver:
+        exported(journal, OtlpExporter(f"http://127.0.0.1:{receiver.port}", openinference=True))
+        found = protobuf_messages(receiver.requests)[TRACES]
+    kinds = {span["name"]: span["attributes"]["openinference.span.kind"] for span in found}
+    assert kinds == {"load": "CHAIN", "answer": "LLM", "shop": "CHAIN"}
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Start a collector that forwards to a URL; return its own URL."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(target: str) -> str:
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        http, grpc = (f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
+        for each in sockets:
+            each.close()
+        agent = Path(rotel.__file__).parent / "rotel-agent"
+        command = [str(agent), "start", "--pid-file", str(tmp_path / "pid"), "--batch-timeout", "50ms"]
+        command += ["--otlp-http-endpoint", http, "--otlp-grpc-endpoint", grpc, "--exporter", "otlp"]
+        command += ["--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", target]
+        log = (tmp_path / "collector.log").open("wb")
+        processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        log.close()
+        return f"http://{http}"
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("encoding", ["protobuf", "json"])
+def test_spans_and_logs_pass_through_a_collector(
+    journal: Path,
+    messages: dict[str, list[dict[str, Any]]],
+    collector: Callable[[str], str],
+    encoding: str,
+) -> None:
+    with ExportReceiver(lambda request: Answer(200)) as receiver:
+        url = collector(f"http://127.0.0.1:{receiver.port}")
+        runner = ExportRunner(journal, OtlpExporter(url, encoding=encoding), settings=FAST)
+
+        def spans() -> list[dict[str, Any]]:
+            return protobuf_messages(receiver.requests)[TRACES]
+
+        def logs() -> list[dict[str, Any]]:
+            return protobuf_messages(receiver.requests)[LOGS]
+
+        with runner:  # retries until the collector has started
+            receiver.wait(lambda: len(spans()) >= 8 and len(logs()) >= 6)
+        key = lambda span: span["spanId"]  # noqa: E731
+        found = sorted(spans(), key=key)
+        for mine, expected in zip(found, sorted(messages[TRACES], key=key), strict=True):
+            for name in ("traceId", "parentSpanId", "name", "attributes", "status", "startTimeUnixNano"):
+                assert mine.get(name) == expected.get(name), name
+
+
+# ------------------------------------------------------------ failures
+
+
+def test_log_records_alone_are_sent_again(journal: Path) -> None:
+    logs = iter([Answer(503), Answer(503), Answer(200)])
+    with ExportReceiver(lambda request: next(logs) if request.path == LOGS else Answer()) as receiver:
+        exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}")
+        state = exported(journal, exporter)
+        paths = [request.path for request in receiver.requests]
+    assert paths == [TRACES, LOGS, LOGS, LOGS]
+    assert (state.counters.rejected, state.failures) == (0, 2)
+
+
+def rejects(count: int) -> Callable[[Request], Answer]:
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = count
+    response.partial_success.error_message = "span too old"
+    body = response.SerializeToString()
+    return lambda request: Answer(200, body if request.path == TRACES else b"")
+
+
+def test_events_rejected_by_a_partial_success_are_counted_and_not_sent_again(journal: Path) -> None:
+    with ExportReceiver(rejects(3)) as receiver:
+        state = exported(journal, OtlpExporter(f"http://127.0.0.1:{receiver.port}", name="tempo"))
+        assert len(receiver.requests) == 2
+    total = len(events_of(journal))
+    assert (state.counters.read, state.counters.sent, state.counters.rejected) == (total, total - 3, 3)
+    assert state.last_error == "the target rejected 3 unnamed events: span too old"
+    (status,) = export_status(journal)
+    assert (status.rejected, status.waiting, status.failures) == (3, 0, 0)
+
+
+def test_event_rejected_alone_is_written_to_the_dead_letter_file(journal: Path) -> None:
+    settings = ExportSettings(batch_events=1)
+    with ExportReceiver(rejects(1)) as receiver:
+        exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}", name="tempo")
+        state = exported(journal, exporter, settings)
+    letters = [*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]
+    assert {letter.reason for letter in letters} == {"span too old"}
+    assert {letter.type for letter in letters} == {"stage.wide", "pipeline.wide"}
+    assert state.counters.rejected == len(letters) == 8
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff", b"ok", b'{"partialSuccess":{"rejectedSpans":"x"}}'])
+@pytest.mark.parametrize("encoding", ["protobuf", "json"])
+def test_response_in_another_format_accepts_the_batch(journal: Path, body: bytes, encoding: str) -> None:
+    with ExportReceiver(lambda request: Answer(200, body)) as receiver:
+        url = f"http://127.0.0.1:{receiver.port}"
+        state = exported(journal, OtlpExporter(url, encoding=encoding))
+    assert (state.counters.rejected, state.failures) == (0, 0)
+
+
+# ------------------------------------------------------------ configuration
+
+
+def test_variables_of_opentelemetry_are_the_default(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExportReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}/base/")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-key=a%20b")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+        exporter = exporter_for("otlp:")
+        assert isinstance(exporter, OtlpExporter)
+        exported(journal, exporter)
+        assert {request.path for request in receiver.requests} == {"/base/v1/traces", "/base/v1/logs"}
+        assert {request.headers["x-key"] for request in receiver.requests} == {"a b"}
+        assert {request.headers["content-type"] for request in receiver.requests} == {"application/json"}
+
+
+def test_backend_without_log_records_receives_spans_only(journal: Path) -> None:
+    with ExportReceiver() as receiver:
+        exporter = exporter_for(f"otlp+http://127.0.0.1:{receiver.port}", logs=False)
+        assert isinstance(exporter, OtlpExporter)
+        exported(journal, exporter)
+        assert {request.path for request in receiver.requests} == {TRACES}
+
+
+def test_invalid_arguments_raise_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidArgumentError, match="requires a URL, or the environment variable OTEL_EXP"):
+        OtlpExporter()
+    with pytest.raises(InvalidArgumentError, match='encoding must be "protobuf" or "json", got \'xml\''):
+        OtlpExporter("http://host", encoding="xml")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(InvalidArgumentError, match='encoding must be "protobuf" or "json", got \'grpc\''):
+        OtlpExporter("http://host")

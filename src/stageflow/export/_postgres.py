@@ -100,15 +100,16 @@ class PostgresExporter(Exporter):
             raise
 
     async def _connected(self) -> AsyncConnection[Any]:
-        if self._connection is None:
-            connect = self._psycopg.AsyncConnection.connect
-            self._connection = await connect(
-                self._url, connect_timeout=10, autocommit=True, application_name="stageflow-export"
-            )
-            self._partitions.clear()
-            await self._create_tables(self._connection)
-            await self._connection.execute(_TEMPORARY_TABLE)
-        return self._connection
+        if (known := self._connection) is not None:
+            return known
+        connection: AsyncConnection[Any] = await self._psycopg.AsyncConnection.connect(
+            self._url, connect_timeout=10, autocommit=True, application_name="stageflow-export"
+        )
+        self._connection = connection
+        self._partitions.clear()
+        await self._create_tables(connection)
+        await connection.execute(_TEMPORARY_TABLE)
+        return connection
 
     async def _create_tables(self, connection: AsyncConnection[Any]) -> None:
         """Create the tables, or update the views, unless they have the current version."""
@@ -124,7 +125,7 @@ class PostgresExporter(Exporter):
             try:
                 async with connection.transaction():
                     for statement in (*table_sql(schema), *view_sql(schema), mark_sql(schema)):
-                        await connection.execute(statement)
+                        await connection.execute(statement.encode())
             except self._psycopg.Error as error:
                 # Events can be inserted without the current views: the owner of the tables updates them.
                 if not exists or error.sqlstate not in (_NO_PRIVILEGE, _DEPENDENT_OBJECTS):
@@ -135,7 +136,7 @@ class PostgresExporter(Exporter):
             try:
                 async with connection.transaction():
                     await connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
-                    await connection.execute(partition_sql(self._schema, day))
+                    await connection.execute(partition_sql(self._schema, day).encode())
             except self._psycopg.Error as error:
                 # The default partition receives the events of this day.
                 if error.sqlstate not in (_NO_PRIVILEGE, _ROWS_IN_DEFAULT_PARTITION):
@@ -157,11 +158,10 @@ class PostgresExporter(Exporter):
                             _jsonb(event.json),
                         )
                     )
-            await cursor.execute(
-                f"""insert into {self._schema}.events (day, event_id, revision, type, run_id, data)
+            insert = f"""insert into {self._schema}.events (day, event_id, revision, type, run_id, data)
                 select day, event_id, revision, type, run_id, data::jsonb from stageflow_batch
                 order by position on conflict do nothing"""
-            )
+            await cursor.execute(insert.encode())
             return Sent(duplicates=len(batch.events) - cursor.rowcount)
 
     async def close(self) -> None:

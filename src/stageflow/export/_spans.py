@@ -93,12 +93,15 @@ _NOT_ATTRIBUTES = {
 }
 """Fields that have a place in a span or a resource, or that other spans of the trace contain."""
 
-_PREFIXES = {
-    field.name: prefix
-    for event in (StageWide, PipelineWide)
-    for field in msgspec.inspect.type_info(event).fields  # type: ignore[attr-defined]
-    if (prefix := prefix_of(field))
-}
+
+def _prefixes(event: type[Struct]) -> dict[str, str]:
+    info = msgspec.inspect.type_info(event)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return {field.name: prefix for field in info.fields if (prefix := prefix_of(field))}
+
+
+_PREFIXES = {**_prefixes(StageWide), **_prefixes(PipelineWide)}
+"""Prefixes of the names of nested fields, such as those of `items`."""
 
 _RESOURCE = {
     "service_version": "service.version",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -54,6 +56,7 @@ class ExportReceiver:
         self.requests: list[Request] = []
         self.accepted: Lines = []
         self.changed = threading.Condition()
+        self._connections: list[socket.socket] = []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -107,6 +110,11 @@ class ExportReceiver:
             daemon_threads = True
             request_queue_size = 128
 
+            def get_request(self) -> tuple[socket.socket, Any]:
+                found = super().get_request()
+                outer._connections.append(found[0])
+                return found
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # a client that was killed
 
@@ -141,8 +149,12 @@ class ExportReceiver:
         return Counter((line["event_id"], line["revision"]) for line in self.accepted)
 
     def close(self) -> None:
+        """Stop, and drop all connections."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def __enter__(self) -> Self:

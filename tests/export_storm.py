@@ -77,9 +77,8 @@ def storm(folder: Path, seconds: float, runs: int, seed: int = 1) -> Storm:
     """Write runs in three processes, export with two, and kill any of them, and the receiver, at random."""
     journal, dice, killed = folder / "journal", random.Random(seed), Counter[str]()
     journal.mkdir(mode=0o700)
-    accepted: list[tuple[str, int, str]] = []
     receiver = ExportReceiver()
-    port = receiver.port
+    port, receivers = receiver.port, [receiver]
 
     def start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -87,11 +86,6 @@ def storm(folder: Path, seconds: float, runs: int, seed: int = 1) -> Storm:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-
-    def keep() -> None:
-        for line in receiver.accepted:
-            run_id = (line["data"].get("correlation_ids") or {}).get("pipeline_run_id") or ""
-            accepted.append((line["event_id"], line["revision"], run_id))
 
     writers = [start(WRITER, str(runs)) for _ in range(3)]
     exporters = [start(EXPORTER, receiver.url) for _ in range(2)]
@@ -102,9 +96,9 @@ def storm(folder: Path, seconds: float, runs: int, seed: int = 1) -> Storm:
         killed[which] += 1
         if which == "receiver":
             receiver.close()
-            keep()
             threading.Event().wait(dice.uniform(0, 0.5))
             receiver = ExportReceiver(port=port)
+            receivers.append(receiver)
             continue
         processes = exporters if which == "exporter" else writers
         index = dice.randrange(len(processes))
@@ -123,7 +117,11 @@ def storm(folder: Path, seconds: float, runs: int, seed: int = 1) -> Storm:
     runner.request_stop(300, drain=True)
     runner.run()
     receiver.close()
-    keep()
+    accepted = [
+        (line["event_id"], line["revision"], line["data"]["correlation_ids"]["pipeline_run_id"])
+        for each in receivers
+        for line in each.accepted
+    ]
     return _judged(journal, accepted, killed)
 
 

@@ -79,6 +79,14 @@ def test_once_sends_what_exists_and_exits(journal: Path) -> None:
     assert "exporter 'down' cannot send to http://127.0.0.1:1/: no connection" in done.stderr
 
 
+def test_once_reports_that_another_process_exports(started: Any, journal: Path) -> None:
+    with ExportReceiver() as receiver:
+        started("run", receiver.url, "--name", "shop")
+        receiver.wait(lambda: len(receiver.accepted) == 50)
+        done = call("run", receiver.url, "--once", "--name", "shop")
+        assert (done.exit_code, done.stdout) == (0, "shop: another process exports.\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_command_after_the_current_batch(
     started: Any, journal: Path, number: signal.Signals

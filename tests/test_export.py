@@ -202,6 +202,32 @@ def test_batches_are_signed_and_keep_their_id_when_they_are_sent_again(
         webhook.verify(first.content + b" ", first.headers, json_parse=False)
 
 
+def test_secrets_that_were_redacted_do_not_reach_a_target(journal: Path) -> None:
+    sink = JournalSink(journal)
+
+    async def a(ctx: Any) -> None:
+        ctx.annotate(password="hunter2", url="https://me:hunter2@host/")
+        raise ValueError("Authorization: Bearer hunter2hunter2hunter2hunter2")
+
+    graph = (
+        Pipeline("p")
+        .with_stage("a", a)
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+    asyncio.run(graph.run())
+    sink.close()
+    with ExportReceiver() as receiver:
+        with Watched(journal, HttpExporter(receiver.url)) as runner:
+            runner.wait(exported(2))
+        content = b"".join(request.content for request in receiver.requests)
+    assert b"[REDACTED" in content.upper()
+    assert b"hunter2" not in content
+
+
 # ------------------------------------------------------------ receivers that fail
 
 

@@ -596,6 +596,27 @@ assert os.waitpid(pid, 0)[1] == 0
         assert len(receiver.accepted) == len(receiver.keys()) == 1200
 
 
+def test_forked_child_that_configures_again_exports_after_the_end_of_its_parent(program: Start) -> None:
+    daemon = """
+import os
+stageflow.configure(journal=sys.argv[1], export=[URL])
+asyncio.run(main())
+if os.fork() == 0:
+    stageflow.configure(journal=sys.argv[1], export=[URL])
+    sys.stdin.readline()  # the parent has ended
+    asyncio.run(main())
+    sys.exit()
+"""
+    with ExportReceiver() as receiver:
+        one = program(f"URL = {receiver.url!r}\n{EXPORTING}\n{daemon}")
+        assert one.process.wait(30) == 0
+        assert one.process.stdin is not None
+        one.process.stdin.write("\n")
+        one.process.stdin.flush()
+        receiver.wait(lambda: len(receiver.accepted) == 1200)
+        assert len(receiver.keys()) == 1200
+
+
 def test_targets_come_from_the_environment_and_pyproject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

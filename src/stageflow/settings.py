@@ -113,13 +113,14 @@ _journal_argument: tuple[str | None, str | None] = (None, None)
 _changing = threading.RLock()
 
 
-def _replace_lock() -> None:
+def _forget_parent() -> None:
     # A thread of the parent may hold the lock. It does not exist in the child and will never release it.
-    global _changing
+    global _changing, _exporting
     _changing = threading.RLock()
+    _exporting = None  # its threads do not exist either; `configure` starts exporters of the child
 
 
-reset_in_child(_replace_lock)
+reset_in_child(_forget_parent)
 
 
 class Given(TypedDict, total=False):

@@ -125,6 +125,9 @@ def run(
     if once:
         for runner in runners:
             counters = runner.state.counters
+            if runner.status == "standby":
+                print_text(f"{runner.exporter.name}: another process exports.")
+                continue
             print_text(f"{runner.exporter.name}: {counters.sent:,} sent, {counters.rejected:,} rejected.")
     if not all(ended) or (once and any(runner.state.consecutive_failures for runner in runners)):
         raise typer.Exit(1)

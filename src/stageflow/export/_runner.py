@@ -90,7 +90,8 @@ class ExportRunner:
             default None.
 
     Attributes:
-        status: "exporting", "standby" while another process exports, or "stopped".
+        status: "exporting"; "standby" while another process exports, and after the end if it still did; or
+            "stopped".
         state: The counters, and the last error.
 
     Raises:
@@ -201,17 +202,21 @@ class ExportRunner:
             try:
                 self._run(runner)
             finally:
-                self.status = "stopped"
+                if self.status == "exporting":
+                    self.status = "stopped"
                 runner.run(self._close())
                 self._loop = None
 
     def _run(self, runner: asyncio.Runner) -> None:
         failures = Retries(self.settings)
         while not self._stopping.is_set() or self._draining:
+            stopping = self._stopping.is_set()
+            batches = self.state.counters.batches
             try:
                 name = cursor_name(self.exporter.name)
                 with JournalReader(self.journal, name, at_end=self._at_end) as reader:
                     self._export(runner, reader)
+                    stopping = self._stopping.is_set()
             except CursorInUseError:
                 self.status = "standby"
                 runner.run(self._pause(_TAKEOVER_SECONDS))
@@ -219,8 +224,11 @@ class ExportRunner:
                 runner.run(self._pause(_TAKEOVER_SECONDS))  # no process has written to it yet
             except Exception as error:
                 self._log_once(f"cannot read or write the journal: {describe(error)}")
+                if self.state.counters.batches != batches:
+                    failures.succeeded()
                 runner.run(self._pause(failures.failed()))
-            if self._stopping.is_set():
+            # A runner that drains after a pause tries once more: the other process may have ended.
+            if stopping:
                 return
 
     async def _close(self) -> None:

@@ -128,7 +128,7 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
               p50: with / without
             </th>
           )}
-          <th scope="col" class="number medium-only">
+          <th scope="col" class="number wide-only">
             Lift
           </th>
           <th scope="col" class="number medium-only" title="The p-value, corrected for all comparisons">
@@ -180,7 +180,7 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
                 {duration(row.p50_ms)} / {duration(row.other_p50_ms)}
               </td>
             )}
-            <td class="number medium-only">
+            <td class="number wide-only">
               {row.lift === null ? "∞" : `× ${number(Number(row.lift.toPrecision(2)))}`}
             </td>
             <td class="number medium-only">{qValue(row.q_value)}</td>

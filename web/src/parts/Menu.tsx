@@ -65,7 +65,15 @@ export function Menu({
   };
 
   return (
-    <div class={`menu ${end ? "end" : ""}`} ref={root} onKeyDown={open ? move : undefined}>
+    <div
+      class={`menu ${end ? "end" : ""}`}
+      ref={root}
+      onKeyDown={open ? move : undefined}
+      onFocusOut={(event) => {
+        const next = event.relatedTarget as Node | null;
+        if (open && next && !root.current?.contains(next)) setOpen(false);
+      }}
+    >
       <button
         type="button"
         class={kind}

@@ -1,0 +1,105 @@
+"""Tests for the files of the page: its types, its size, its notices, and an installation without it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WEB = ROOT / "web"
+STATIC = ROOT / "src" / "stageflow" / "ui" / "static"
+
+
+def test_types_of_the_api_are_generated_from_the_responses() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/api_types.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (WEB / "src" / "api.ts").read_text() == done.stdout, "`make api-types` writes the types again"
+
+
+def test_page_was_built_from_the_current_sources() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import hatch_build, pathlib; print(hatch_build.is_current(pathlib.Path()))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n", "`make ui-build` builds the page"
+
+
+def test_page_is_small() -> None:
+    files = [STATIC / name for name in ("index.html", "app.js", "app.css", "worker.js")]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in files) < 150_000
+
+
+def test_page_contains_no_inline_script_and_requests_no_other_server() -> None:
+    html = (STATIC / "index.html").read_text()
+    assert [tag for tag in re.findall(r"<script[^>]*>", html) if "src=" not in tag] == []
+    assert re.findall(r"(?:src|href)=\"(?:https?:)?//", html) == []
+
+
+def test_notices_name_every_package_of_the_page() -> None:
+    notices = (STATIC / "THIRD_PARTY_NOTICES").read_text()
+    packages = (WEB / "dist" / "packages.txt").read_text().split()
+    assert packages
+    assert re.findall(r"^=+\n(\S+)\n=+$", notices, re.MULTILINE) == packages
+    declared = json.loads((WEB / "package.json").read_text())["dependencies"]
+    assert set(packages) >= set(declared)
+
+
+def test_lock_file_names_no_registry() -> None:
+    lock = json.loads((WEB / "package-lock.json").read_text())
+    assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
+
+
+def test_installation_without_the_page_explains_how_to_get_it(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("static", "__pycache__"))
+    (tmp_path / "journal").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "stageflow", "ui", "--journal", "journal", "--port", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "make ui-build" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["run.html", "cause.html"])
+def test_saving_html_without_the_page_explains_how_to_get_it(tmp_path: Path, name: str) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("static", "__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    command = [sys.executable, "-m", "stageflow"]
+    subprocess.run(
+        [*command, "demo", "--runs", "20"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    arguments = ["show", "last"] if name == "run.html" else ["explain", "outcome = 'ok'"]
+    done = subprocess.run(
+        [*command, *arguments, "--html", name, "--journal", ".stageflow/demo"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "make ui-build" in done.stderr
+    assert not (tmp_path / name).exists()

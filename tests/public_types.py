@@ -57,7 +57,16 @@ def _mypy() -> Iterator[tuple[int, str]]:
         match = re.match(r'[^:]*:(\d+): note: Revealed type is "(.*)"$', line)
         if match:
             # Without modules: where a class is defined is not part of its type for a user.
-            yield int(match[1]), re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", match[2])
+            yield int(match[1]), with_sorted_keys(re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", match[2]))
+
+
+def with_sorted_keys(text: str) -> str:
+    """Return a type with sorted keys of each TypedDict: their order depends on the cache of mypy."""
+
+    def sort(keys: re.Match[str]) -> str:
+        return "{" + ", ".join(sorted(re.split(r", (?='\w+'\??: )", keys[1]))) + "})"
+
+    return re.sub(r"\{('\w+'\??: .*?)\}\)", sort, text)
 
 
 def _pyright() -> Iterator[tuple[int, str]]:

@@ -272,6 +272,13 @@ def test_series_by_a_field_counts_every_run(ui: Served) -> None:
         assert ui.get("runs", where=group["where"], count="1")["total"] == sum(group["count"])
 
 
+def test_condition_of_each_error_selects_its_runs(ui: Served) -> None:
+    rows = ui.get("errors")["rows"]
+    assert rows
+    for row in rows:
+        assert ui.get("runs", where=row["where"], count="1")["total"] == row["group"]["runs"], row["where"]
+
+
 def test_overview_names_the_cause(ui: Served) -> None:
     first = ui.get("overview", explain="1")["findings"][0]
     assert first["level"] == "bad"

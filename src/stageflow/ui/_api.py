@@ -268,7 +268,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     Attributes:
         level: How bad it is; "ok" for the sentence that nothing is wrong.
         text: The sentence.
-        where: A predicate for the runs to open; None if it has none.
+        where: The predicate of the runs that it is about, to compare with the rest; None if it has none.
         since: When it began, RFC 3339; None if it is unknown.
         view: The view that shows more.
     """

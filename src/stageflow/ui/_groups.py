@@ -50,7 +50,8 @@ def _where(group: ErrorGroup) -> str:
     )
     return (
         "pipeline_run_id in (select pipeline_run_id from stages"
-        f" where stage_name = {text(group.stage)} and status = 'FAIL' and {same})"
+        f" where topology = {text(group.pipeline)} and stage_name = {text(group.stage)}"
+        f" and status = 'FAIL' and {same})"
     )
 
 

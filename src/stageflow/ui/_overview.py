@@ -86,7 +86,7 @@ def overview(
     )
     findings = [
         *_alert_findings(alerts),
-        *_failure_findings(store, question, charts, earlier, recent, middle),
+        *_failure_findings(store, question, charts, earlier, recent),
         *_slow_findings(store, question, earlier, recent, middle),
     ]
     order = ("bad", "warning", "info", "ok")
@@ -137,7 +137,7 @@ def _alert_findings(alerts: list[dict[str, object]]) -> list[Finding]:
 
 
 def _failure_findings(
-    store: PinnedStore, question: Question, charts: Series, earlier: _Rates, recent: _Rates, middle: str
+    store: PinnedStore, question: Question, charts: Series, earlier: _Rates, recent: _Rates
 ) -> list[Finding]:
     failed = earlier.failed + recent.failed
     if failed < _MIN_FAILURES:
@@ -158,18 +158,16 @@ def _failure_findings(
         sentence = f"{percent(rate)} of the runs fail ({failed:,.0f} of {earlier.count + recent.count:,.0f})"
         now, level_rate = rate, _ratio(recent.rate, earlier.rate)
         if level_rate >= _NOTABLE and recent.rate is not None and recent.failed >= _MIN_FAILURES:
-            sentence += f"; {percent(recent.rate)} since {_clock(middle)}"
+            sentence += f"; {percent(recent.rate)} in the last quarter of the time range"
             now = recent.rate
-    where = "failed"
     if explanation is not None and (cause := _cause(explanation)) is not None:
-        sentence += f", mostly where {cause[0]}"
-        where = f"failed and ({cause[1]})"
+        sentence += f", mostly where {cause}"
     is_bad = now >= _HIGH_RATE or level_rate >= _NOTABLE
     found = [
         Finding(
             level="bad" if is_bad else "info",
             text=f"{sentence}.",
-            where=where,
+            where="failed",
             since=onset,
             view="explore",
         )
@@ -193,23 +191,19 @@ def _slow_findings(
 ) -> list[Finding]:
     if recent.p95_ms is None or earlier.p95_ms is None or recent.count < 20:
         return []
-    ratio = _ratio(recent.p95_ms, earlier.p95_ms)
-    sentence, since = "", None
-    is_bad = ratio >= _NOTABLE
+    is_bad = _ratio(recent.p95_ms, earlier.p95_ms) >= _NOTABLE
+    sentence = ""
+    where = f"duration_ms >= {earlier.p95_ms!r}"
     if is_bad:
         sentence = (
-            f"Runs have become slower since {_clock(middle)}: p95 is {duration(recent.p95_ms)}, up from"
-            f" {duration(earlier.p95_ms)}"
+            f"The p95 of the duration is {duration(recent.p95_ms)} in the last quarter of the time range,"
+            f" up from {duration(earlier.p95_ms)}"
         )
-        since = middle
-    where = None
-    if question.explain and question.where is None:
-        explanation = store.explain_slow("runs", question.filter)
-        cause = _cause(explanation)
-        if cause is not None:
-            prefix = sentence or "The slowest 5% of the runs differ"
-            sentence = f"{prefix}, mostly where {cause[0]}"
-            where = cause[1]
+    if question.explain:
+        explanation = store.explain_slow("runs", question.filter, within=question.where)
+        if (cause := _cause(explanation)) is not None:
+            sentence = f"{sentence or 'The slowest 5% of the runs differ'}, mostly where {cause}"
+            where = explanation.where
     if not sentence:
         return []
     return [
@@ -217,17 +211,17 @@ def _slow_findings(
             level="bad" if is_bad else "warning",
             text=f"{sentence}.",
             where=where,
-            since=since,
+            since=middle if is_bad else None,
             view="explore",
         )
     ]
 
 
-def _cause(explanation: Explanation) -> tuple[str, str] | None:
-    """Return the description and the predicate of the first difference that is more than a time."""
+def _cause(explanation: Explanation) -> str | None:
+    """Return the description of the first difference that is more than a time."""
     for difference in explanation.differences:
         if difference.shape not in ("date", "hour", "weekday") and difference.fields != ("started_at",):
-            return difference.description, difference.condition
+            return difference.description
     return None
 
 

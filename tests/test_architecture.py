@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "budget": ("_genai",),
     "_inputs": ("stages",),
     "_items": ("stages",),
+    "_log_fields": ("context",),
     "context": ("stages", "_genai", "_inputs", "_items", "budget"),
     # execution: does not touch disk or network
     "executors": ("stages", "budget", "_inputs", "_items", "context"),
@@ -73,7 +74,7 @@ MAY_IMPORT = {
     # interfaces: call the other packages
     "settings": ("events", "observability", "journal", "export"),
     "lifecycle": ANY,
-    "integrations": ("pipeline", "results", "context", "stages"),
+    "integrations": ("_log_fields", "pipeline", "results", "context", "stages"),
     "cli": ANY,
     "mcp": ANY,
     "ui": ANY,

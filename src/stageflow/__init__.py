@@ -1,10 +1,10 @@
 """Run pipelines of stages inside a backend, and record every run completely."""
 
 from . import _installation as _installation  # first: it checks that the package is complete
+from ._log_fields import StageLogFilter
 from .context import (
     PipelineContext,
     StageContext,
-    StageLogFilter,
     annotate,
     annotate_run,
     count,

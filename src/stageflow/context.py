@@ -44,7 +44,6 @@ __all__ = [
     "Stage",
     "StageContext",
     "StageInputs",
-    "StageLogFilter",
     "StageReturn",
     "StageRunner",
     "Timer",
@@ -766,23 +765,3 @@ def record_retrieval(source: str | None = None, **found: Unpack[Retrieval]) -> N
     """Record one search for documents; see `StageContext.record_retrieval`."""
     if (ctx := current_stage.get()) is not None:
         ctx.record_retrieval(source, **found)
-
-
-class StageLogFilter(logging.Filter):
-    """A logging filter that sets `stage`, `pipeline_run_id` and `topology` on each record; "-" outside a run.
-
-    Add it to a handler, so that it applies to the records of every logger.
-
-    Example:
-        >>> handler = logging.StreamHandler()
-        >>> handler.addFilter(StageLogFilter())
-        >>> handler.setFormatter(logging.Formatter("%(stage)s %(pipeline_run_id)s %(message)s"))
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Set the three fields, and accept the record."""
-        ctx = current_stage.get()
-        record.stage = ctx.stage if ctx else "-"
-        record.pipeline_run_id = str(ctx.run.pipeline_run_id) if ctx else "-"
-        record.topology = ctx.run.topology if ctx else "-"
-        return True

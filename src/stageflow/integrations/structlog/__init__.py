@@ -1,4 +1,4 @@
-"""Record the log lines of structlog in the events of failed stages."""
+"""Processors for structlog: record log lines in the events of failed stages, and add the ids of the stage."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from ..._interrupts import INTERRUPTS, is_a
+from ..._log_fields import stage_fields
 from ..._log_tail import event_as_text, format_line
 from ...context import current_stage
 
-__all__ = ["log_tail"]
+__all__ = ["add_stage_fields", "log_tail"]
 
 _LEVELS = {"warn": logging.WARNING, "exception": logging.ERROR, "fatal": logging.CRITICAL} | {
     name.lower(): level for name, level in logging.getLevelNamesMapping().items() if level
@@ -43,4 +44,19 @@ def log_tail(logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
             ctx._log(level, line)
         except BaseException as error:
             INTERRUPTS.contain(error)
+    return event_dict
+
+
+def add_stage_fields(
+    logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Add the ids of the current stage to an event of structlog; see `stageflow.integrations.stage_fields`.
+
+    Fields that the event already has are kept. Outside of a stage, nothing is added.
+
+    Example:
+        structlog.configure(processors=[add_stage_fields, structlog.processors.JSONRenderer()])
+    """
+    for name, value in stage_fields().items():
+        event_dict.setdefault(name, value)
     return event_dict

@@ -89,6 +89,7 @@ class PinnedStore(EventStore):
             over: The views that must have every field of these predicates.
 
         Raises:
+            OSError: A file of the archive was moved or deleted after the store was created.
             QueryError: The query fails or exceeds the timeout, or a predicate is invalid.
         """
         return self._current.run(execute, description, predicates=predicates, over=over)

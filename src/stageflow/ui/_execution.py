@@ -152,8 +152,9 @@ class Executor:
     def _store(self, place: tuple[int, str], result: bytes) -> None:
         if len(result) > _CACHE_BYTES:
             return
+        # An interrupted query may have ended after another one took its place.
+        self.cache_bytes += len(result) - len(self._cache.pop(place, b""))
         self._cache[place] = result
-        self.cache_bytes += len(result)
         while self.cache_bytes > _CACHE_BYTES:
             _, dropped = self._cache.popitem(last=False)
             self.cache_bytes -= len(dropped)

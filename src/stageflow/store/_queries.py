@@ -99,7 +99,7 @@ class Queries:
         self._before = before
         self._pid = os.getpid()
         self._closed = False
-        self._pinned = False
+        self._pinned = self._is_stale = False
         self._lock = threading.RLock()
         self._database = open_database(memory, disk=disk)
         self._snapshot = Snapshot(
@@ -173,7 +173,7 @@ class Queries:
         """
         self._check_open()
         with self._lock, as_os_errors(self._archive.address):
-            return self._snapshot.is_current()
+            return not self._is_stale and self._snapshot.is_current()
 
     def _refresh_all(self) -> None:
         with as_os_errors(self._archive.address):
@@ -258,9 +258,8 @@ class Queries:
                     ) from None
                 except duckdb.Error as error:
                     can_reload = not self._pinned and attempt < RETRIES - 1 and state != previous
-                    if self._pinned and is_missing_file(error):
-                        # The records were moved or pruned; a newer store may be able to read them.
-                        raise OSError(f"archive {self._archive.address}: {duckdb_message(error)}") from None
+                    if self._pinned and may_be_damage(error):
+                        self._check_pinned_files(error)
                     if can_reload and is_missing_file(error):
                         previous = state
                         self._snapshot.invalidate()
@@ -270,6 +269,23 @@ class Queries:
                     cursor.interrupt()  # rows that were not fetched need not be computed
                     cursor.close()
         raise AssertionError("the last attempt has raised")
+
+    def _check_pinned_files(self, error: Exception) -> None:
+        """Verify that the files of a pinned snapshot are intact, after a query failed.
+
+        Raises:
+            ArchiveDamagedError: A file is damaged or missing.
+            OSError: A file was moved or deleted; a new store may be able to read the records.
+        """
+        with self._lock:
+            try:
+                self._snapshot.verify()
+            except OSError:
+                self._is_stale = True
+                raise
+            if is_missing_file(error):
+                self._is_stale = True
+                raise OSError(f"archive {self._archive.address}: {duckdb_message(error)}") from None
 
     def _can_leave_out_damage(self) -> bool:
         """Verify the archive, and return whether another attempt may leave out damaged files.

@@ -298,8 +298,10 @@ class WebUI:
             errors = [self._snapshots.error] if self._snapshots.error is not None else []
             writers: tuple[WriterStatus, ...] = ()
             cursors: tuple[CursorStatus, ...] = ()
+            dropped = 0
             try:
                 writers, cursors = writers_of(self._journal), cursors_of(self._journal)
+                dropped = dropped_of(store)
             except (OSError, StageflowError) as error:
                 errors.append(str(error))
             status = Status(
@@ -310,7 +312,7 @@ class WebUI:
                 writers=writers,
                 cursors=cursors,
                 damage=tuple(dict.fromkeys((*errors, *damage_of(store, self._journal)))),
-                dropped=dropped_of(store),
+                dropped=dropped,
                 archive=archive_of(store),
                 age_s=time.monotonic() - snapshot.read_monotonic,
                 viewers=len(self._streams),

@@ -143,6 +143,9 @@ class Executor:
                     raise Replaced("the request was replaced before it started")
                 loop = asyncio.get_running_loop()
                 result = await loop.run_in_executor(self._threads, copy_context().run, run)
+        except asyncio.CancelledError:
+            execution.interruption.interrupt()  # the event loop ends, but not the thread
+            raise
         finally:
             if self._running.get(place) is execution:
                 del self._running[place]

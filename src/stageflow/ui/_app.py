@@ -209,7 +209,7 @@ class WebUI:
         number = _snapshot_number(request)
         key = _key(name, question)
         if name == "overview" and self._journal is not None:  # alerts change without a new snapshot
-            key += f" {alerts_version(self._journal)}"
+            key += f" {await asyncio.to_thread(alerts_version, self._journal)}"
         while True:
             snapshot = await self._snapshots.get(number)
             assert self._executor is not None

@@ -49,6 +49,7 @@ class Executor:
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._panels: dict[str, asyncio.Future[None]] = {}
         self.cache_bytes = 0
+        self._is_closed = False
 
     @property
     def running(self) -> int:
@@ -139,8 +140,8 @@ class Executor:
 
         try:
             async with self._heavy if heavy else contextlib.nullcontext():
-                if execution.interruption.requested:
-                    raise Replaced("the request was replaced before it started")
+                if execution.interruption.requested or self._is_closed:
+                    raise Replaced("the request was replaced, or the server stopped, before it started")
                 loop = asyncio.get_running_loop()
                 result = await loop.run_in_executor(self._threads, copy_context().run, run)
         except asyncio.CancelledError:
@@ -164,6 +165,7 @@ class Executor:
 
     def close(self) -> None:
         """Interrupt the running queries, and end the threads."""
+        self._is_closed = True
         for execution in self._running.values():
             execution.interruption.interrupt()
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -372,6 +372,8 @@ def test_client_that_reads_slowly_receives_the_newest_snapshot(tmp_path: Path, j
         stream = asyncio.create_task(app(scope, receive, send))
         transport = httpx.ASGITransport(app)
         async with asyncio.timeout(30), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+            while not numbers:
+                await asyncio.sleep(0.05)
             for expected, files in enumerate(more, 2):
                 await asyncio.to_thread(shutil.copytree, files, folder, dirs_exist_ok=True)
                 while await ask(client) < expected:

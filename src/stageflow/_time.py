@@ -36,7 +36,8 @@ def epoch_us(timestamp: str) -> int:
 @functools.lru_cache(maxsize=256)
 def _second(epoch_s: int) -> str:
     # Cached, because many events share the same second and this is the hot path.
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch_s))
+    # `strftime` does not pad the years before 1000.
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch_s)).rjust(19, "0")
 
 
 class Clock(Protocol):

@@ -13,6 +13,7 @@ from ._rule import (
     Silence,
     add_silence as add_silence,
     read_silences as read_silences,
+    silences_path as silences_path,
 )
 from ._rules import (
     BurnRate,

@@ -18,13 +18,15 @@ _REPEAT_S = 0.05
 """Seconds between interrupts. An interrupt affects only a statement that is being executed, so one that
 arrives between two statements of a query has no effect."""
 
-_current: ContextVar[Interruption | None] = ContextVar("interruption", default=None)
+_current: ContextVar[tuple[Interruption, ...]] = ContextVar("interruptions", default=())
+"""The interruptions whose blocks enclose the current code, outermost first."""
 
 
 class Interruption:
     """Interrupts the queries of an `EventStore` that run inside `with interruption:`, from another thread.
 
-    `asyncio.to_thread` copies the context, so the block can also enclose the `await`.
+    `asyncio.to_thread` copies the context, so the block can also enclose the `await`. Blocks can be nested,
+    and several threads can use the same object: each block that encloses a query can interrupt it.
 
     Attributes:
         requested: Whether `interrupt` was called. An interrupted query raises `QueryError`.
@@ -42,11 +44,12 @@ class Interruption:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Interruption:
-        self._token = _current.set(self)
+        _current.set((*_current.get(), self))
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.reset(self._token)
+        # Without a token, which would belong to one thread and one block.
+        _current.set(_current.get()[:-1])
 
     def interrupt(self) -> None:
         """Interrupt the queries that are running, and those that start later."""
@@ -67,13 +70,13 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def interrupted_after(cursor: DuckDBPyConnection, seconds: float) -> Generator[Interruption | None]:
-    """Interrupt the statements of a cursor after a timeout, or when the current `Interruption` requests it.
+def interrupted_after(cursor: DuckDBPyConnection, seconds: float) -> Generator[tuple[Interruption, ...]]:
+    """Interrupt the statements of a cursor after a timeout, or when a current `Interruption` requests it.
 
     Returns:
-        The current `Interruption`; None if there is none.
+        The interruptions whose blocks enclose the caller.
     """
-    interruption = _current.get()
+    interruptions = _current.get()
     wake, done = threading.Event(), threading.Event()
 
     def watch() -> None:
@@ -83,13 +86,13 @@ def interrupted_after(cursor: DuckDBPyConnection, seconds: float) -> Generator[I
             done.wait(_REPEAT_S)
 
     watcher = threading.Thread(target=watch, name="stageflow-query-timeout", daemon=True)
-    if interruption is not None:
-        interruption._wake_on_interrupt(wake)
     watcher.start()
     try:
-        yield interruption
+        for interruption in interruptions:
+            interruption._wake_on_interrupt(wake)
+        yield interruptions
     finally:
-        if interruption is not None:
+        for interruption in interruptions:
             interruption._forget(wake)
         done.set()
         wake.set()

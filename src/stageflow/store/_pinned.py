@@ -62,6 +62,8 @@ class PinnedStore(EventStore):
     def is_current(self) -> bool:
         """Return whether the journal and the archive are unchanged since they were read.
 
+        It is False too if a query found a file of the archive damaged or missing.
+
         Raises:
             OSError: The journal or the archive cannot be read.
         """
@@ -89,6 +91,8 @@ class PinnedStore(EventStore):
             over: The views that must have every field of these predicates.
 
         Raises:
+            ArchiveDamagedError: A file of the archive was damaged after the store was created.
+            OSError: A file of the archive was moved or deleted after the store was created.
             QueryError: The query fails or exceeds the timeout, or a predicate is invalid.
         """
         return self._current.run(execute, description, predicates=predicates, over=over)

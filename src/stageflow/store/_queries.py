@@ -20,7 +20,7 @@ from ._archive import Archive
 from ._columns import text
 from ._database import as_os_errors, duckdb_message, interruptible, open_database
 from ._frames import to_arrow, to_pandas, to_polars
-from ._interruption import interrupted_after
+from ._interruption import Interruption, interrupted_after
 from ._parquet import may_be_damage
 from ._rows import escape_glob, events_of
 from ._sandbox import VIEWS_HINT, check_reads_views_only, parse
@@ -132,7 +132,7 @@ class Queries:
         self._before = before
         self._pid = os.getpid()
         self._closed = False
-        self._pinned = False
+        self._pinned = self._is_stale = False
         self._lock = threading.RLock()
         self._database = open_database(memory, disk=disk)
         self._snapshot = Snapshot(
@@ -206,7 +206,7 @@ class Queries:
         """
         self._check_open()
         with self._lock, as_os_errors(self._archive.address):
-            return self._snapshot.is_current()
+            return not self._is_stale and self._snapshot.is_current()
 
     def _refresh_all(self) -> None:
         with as_os_errors(self._archive.address):
@@ -233,7 +233,7 @@ class Queries:
 
         def execute(cursor: DuckDBPyConnection) -> Rows:
             _check_query(cursor, query)  # which names are allowed depends on the snapshot
-            return _fetch(cursor.execute(query, parameters), limit)
+            return _fetch(cursor.execute(query, parameters), query, limit)
 
         return self.run(execute, query, timeout, scope=scope)
 
@@ -271,9 +271,9 @@ class Queries:
                 self.refresh(scope)
                 state = self._snapshot.state
                 cursor = self._database.cursor()
-                interruption = None
+                interruptions: tuple[Interruption, ...] = ()
                 try:
-                    with interrupted_after(cursor, seconds) as interruption, interruptible():
+                    with interrupted_after(cursor, seconds) as interruptions, interruptible():
                         # In addition to the sandbox: a query cannot write.
                         cursor.execute("begin transaction read only")
                         for predicate in filter(None, predicates):
@@ -282,7 +282,7 @@ class Queries:
                                 check_binds(cursor, view, predicate)
                         return execute(cursor)
                 except duckdb.InterruptException:
-                    if interruption is not None and interruption.requested:
+                    if any(interruption.requested for interruption in interruptions):
                         raise QueryError(f"interrupted: {sql}", sql=sql) from None
                     raise QueryError(
                         f"no result within {seconds:g} s: {sql}",
@@ -291,6 +291,8 @@ class Queries:
                     ) from None
                 except duckdb.Error as error:
                     can_reload = not self._pinned and attempt < RETRIES - 1 and state != previous
+                    if self._pinned and may_be_damage(error):
+                        self._check_pinned_files(error)
                     if can_reload and is_missing_file(error):
                         previous = state
                         self._snapshot.invalidate()
@@ -300,6 +302,23 @@ class Queries:
                     cursor.interrupt()  # rows that were not fetched need not be computed
                     cursor.close()
         raise AssertionError("the last attempt has raised")
+
+    def _check_pinned_files(self, error: Exception) -> None:
+        """Verify that the files of a pinned snapshot are intact, after a query failed.
+
+        Raises:
+            ArchiveDamagedError: A file is damaged or missing.
+            OSError: A file was moved or deleted; a new store may be able to read the records.
+        """
+        with self._lock:
+            try:
+                self._snapshot.verify()
+            except OSError:
+                self._is_stale = True
+                raise
+            if is_missing_file(error):
+                self._is_stale = True
+                raise OSError(f"archive {self._archive.address}: {duckdb_message(error)}") from None
 
     def _can_leave_out_damage(self) -> bool:
         """Verify the archive, and return whether another attempt may leave out damaged files.
@@ -379,12 +398,17 @@ def _statement_types(connection: DuckDBPyConnection, query: str) -> list[str]:
         raise _as_query_error(connection, query, error) from None
 
 
-def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
+def _fetch(cursor: DuckDBPyConnection, query: str, limit: int | None) -> Rows:
     columns = [name for name, *_ in cursor.description or ()]
-    if limit is None:
-        return Rows(columns, cursor.fetchall())
-    rows = cursor.fetchmany(limit + 1)
-    return Rows(columns, rows[:limit], len(rows) > limit)
+    try:
+        rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
+    except (OverflowError, ValueError) as error:
+        raise QueryError(
+            f"Python cannot represent a value of the result: {error}\n  query: {query}",
+            sql=query,
+            hint="convert it to text: value::varchar",
+        ) from None
+    return Rows(columns, rows[:limit], limit is not None and len(rows) > limit)
 
 
 def _as_query_error(connection: DuckDBPyConnection, sql: str, error: Exception) -> QueryError:

@@ -58,6 +58,9 @@ _DISPLAYED = re.compile(
 """Text, quoted identifiers and comments, and names of fields as `explain` displays them: "stage/field" and
 "attributes.NAME"."""
 
+_WINDOW = re.compile(r"(?P<since>[\w\s:+.-]*?)\.\.(?P<until>[\w\s:+.-]*)")
+"""Two times. A predicate can contain two dots too, in text in quotes."""
+
 _RUN = "run"
 """For stages, "run/field" is a field of their run."""
 
@@ -97,10 +100,21 @@ def _stage_field(found: re.Match[str]) -> tuple[str, str] | None:
     """Return the stage and the field of a displayed name; None if it is another name, or a division."""
     stage, field = found["stage"], found["of_stage"]
     if found["quoted"] and "/" in found["quoted"]:
-        stage, _, field = found["quoted"].replace('""', '"').rpartition("/")
+        stage, field = _parts_of(found["quoted"].replace('""', '"'))
     if not stage or not (field.startswith(ATTRIBUTE) or field in _stage_columns()):
         return None
     return None if found["stage"] and stage in _run_columns() else (stage, field)
+
+
+def _parts_of(name: str) -> tuple[str, str]:
+    """Return the stage and the field of a displayed name. The name of an attribute can contain a slash."""
+    if name.startswith(ATTRIBUTE):
+        return "", name
+    stage, slash, attribute = name.partition(f"/{ATTRIBUTE}")
+    if slash:
+        return stage, ATTRIBUTE + attribute
+    stage, _, field = name.rpartition("/")
+    return stage, field
 
 
 @functools.cache
@@ -402,12 +416,12 @@ def as_predicate(text: str) -> str:
 
 def _window(text: str) -> tuple[str, str] | None:
     """Return the start and the end of a window such as `2h..1h`; None if the text is not a window."""
-    since, dots, until = text.partition("..")
-    if not dots:
+    found = _WINDOW.fullmatch(text)
+    if found is None:
         return None
     now = _now()
     try:
-        begin, end = parse_time(since, now), parse_time(until, now)
+        begin, end = parse_time(found["since"], now), parse_time(found["until"], now)
     except ValueError as error:
         raise QueryError(f"window {text!r}: {error}", sql=text) from None
     if end <= begin:

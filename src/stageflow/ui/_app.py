@@ -31,7 +31,7 @@ from ..errors import (
     StageflowError,
 )
 from ..store import PinnedStore
-from ._api import Problem, SilenceRequest, SnapshotInfo, SqlResult, Status
+from ._api import CursorStatus, Problem, SilenceRequest, SnapshotInfo, SqlResult, Status, WriterStatus
 from ._completions import complete
 from ._details import run_details
 from ._differences import differences
@@ -46,7 +46,17 @@ from ._rows import NewestRuns, runs_in_progress, runs_page
 from ._security import Protection, problem_response
 from ._series import series
 from ._snapshots import Snapshot, SnapshotGone, Snapshots
-from ._status import alerts_of, archive_of, cursors_of, damage_of, dropped_of, silence, writers_of
+from ._status import (
+    alerts_of,
+    alerts_version,
+    archive_of,
+    cursors_of,
+    damage_of,
+    dropped_of,
+    silence,
+    writers_of,
+)
+from ._streams import EventStream
 
 __all__ = ["WebUI"]
 
@@ -57,6 +67,9 @@ _LIVE_INTERVAL_S = 1.0
 """Seconds between two messages about the runs in progress."""
 
 _PING_S = 15
+
+_MAX_BODY = 10_000
+"""Maximum number of bytes of the body of a request."""
 
 Answer = Callable[[PinnedStore, Question, Snapshot], Struct]
 
@@ -98,11 +111,12 @@ class WebUI:
         open_store = functools.partial(PinnedStore, journal, archive, memory=memory, timeout=timeout)
         self._snapshots = Snapshots(open_store, self._has_changed)
         self._executor: Executor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._newest: dict[int, NewestRuns] = {}
         self._refreshing: asyncio.Task[None] | None = None
-        self._streams: set[asyncio.Queue[ServerSentEvent | None]] = set()
+        self._streams: set[EventStream] = set()
         self._infos: dict[int, SnapshotInfo] = {}
-        self._live, self._live_seen = b"", b"[]"
+        self._live, self._live_seen = b"", b""
         self._app: ASGIApp = Starlette(
             routes=[
                 Route("/api/snapshot", self._endpoint("snapshot", self._snapshot)),
@@ -138,23 +152,39 @@ class WebUI:
 
     def _start(self) -> None:
         # An application that is mounted in another one receives no lifespan events.
+        if self._loop is not asyncio.get_running_loop():
+            # The first request, or the first one after an event loop ended.
+            self._end_queries()
+            self._loop = asyncio.get_running_loop()
+            self._executor = Executor()
+            self._streams = set()
+            self._snapshots.use_running_loop()
+            self._refreshing = None
         if self._refreshing is None or self._refreshing.done():
-            self._executor = self._executor or Executor()
             self._refreshing = asyncio.create_task(self._keep_current())
 
     async def _keep_current(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._snapshots.keep_current())
-            tasks.create_task(self._send_live_runs())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._snapshots.keep_current())
+                tasks.create_task(self._send_live_runs())
+        except asyncio.CancelledError:
+            # The event loop ends; a thread with a long query would keep the process alive.
+            self._loop = None
+            self._end_queries()
+            raise
+
+    def _end_queries(self) -> None:
+        if self._executor is not None:
+            self._executor.close()
 
     def close(self) -> None:
         """End the event streams and the running queries, and close the databases."""
-        for queue in self._streams:
-            queue.put_nowait(None)
+        for stream in self._streams:
+            stream.end()
         if self._refreshing is not None:
             self._refreshing.cancel()
-        if self._executor is not None:
-            self._executor.close()
+        self._end_queries()
         self._snapshots.close()
 
     # ------------------------------------------------------------ requests
@@ -165,17 +195,7 @@ class WebUI:
         async def handle(request: Request) -> Response:
             try:
                 question = Question.parse(request.query_params)
-                number = _snapshot_number(request)
-                snapshot = await self._snapshots.get(number)
-                assert self._executor is not None
-                body = await self._executor.execute(
-                    snapshot,
-                    _key(name, question),
-                    lambda store: msgspec.json.encode(answer(store, question, snapshot)),
-                    heavy=name in _HEAVY,
-                    panel=request.headers.get("x-stageflow-panel"),
-                    disconnected=functools.partial(_disconnected, request),
-                )
+                body = await self._answer(request, name, answer, question)
             except Exception as error:
                 problem = _problem(error)
                 if problem.reason == "internal":
@@ -184,6 +204,28 @@ class WebUI:
             return Response(body, media_type="application/json")
 
         return handle
+
+    async def _answer(self, request: Request, name: str, answer: Answer, question: Question) -> bytes:
+        number = _snapshot_number(request)
+        key = _key(name, question)
+        if name == "overview" and self._journal is not None:  # alerts change without a new snapshot
+            key += f" {await asyncio.to_thread(alerts_version, self._journal)}"
+        while True:
+            snapshot = await self._snapshots.get(number)
+            assert self._executor is not None
+            try:
+                return await self._executor.execute(
+                    snapshot,
+                    key,
+                    functools.partial(_encoded, answer, question, snapshot),
+                    heavy=name in _HEAVY,
+                    panel=request.headers.get("x-stageflow-panel"),
+                    disconnected=functools.partial(_disconnected, request),
+                )
+            except SnapshotGone:
+                # While the query waited for a permit, newer snapshots replaced this one.
+                if number is not None:
+                    raise
 
     def _runs(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
         newest = self._newest.get(snapshot.number)
@@ -211,7 +253,7 @@ class WebUI:
             read_at=snapshot.read_at,
             source=self._source(store),
             runs=int(runs),
-            in_progress=len(runs_in_progress(self._journal, snapshot.number).rows),
+            in_progress=self._count_in_progress(),
             pipelines=tuple(name for (name,) in pipelines),
             first_at=first.isoformat().replace("+00:00", "Z") if first is not None else None,
             last_at=last.isoformat().replace("+00:00", "Z") if last is not None else None,
@@ -223,6 +265,12 @@ class WebUI:
         )
         self._infos = {snapshot.number: info}
         return info
+
+    def _count_in_progress(self) -> int:
+        try:
+            return int(runs_in_progress(self._journal, 0).total or 0)
+        except (OSError, StageflowError):
+            return 0  # the snapshot stays available without its journal
 
     def _source(self, store: PinnedStore) -> str:
         return self._journal or store.archive.address
@@ -247,18 +295,24 @@ class WebUI:
         alerts, alerts_error = alerts_of(self._journal)
         assert self._executor is not None
         with snapshot.reading() as store:
-            damage = damage_of(store)
-            if self._snapshots.error is not None:
-                damage = (self._snapshots.error, *damage)
+            errors = [self._snapshots.error] if self._snapshots.error is not None else []
+            writers: tuple[WriterStatus, ...] = ()
+            cursors: tuple[CursorStatus, ...] = ()
+            dropped = 0
+            try:
+                writers, cursors = writers_of(self._journal), cursors_of(self._journal)
+                dropped = dropped_of(store)
+            except (OSError, StageflowError) as error:
+                errors.append(str(error))
             status = Status(
                 snapshot=snapshot.number,
                 source=self._source(store),
                 alerts=alerts,
                 alerts_error=alerts_error,
-                writers=writers_of(self._journal),
-                cursors=cursors_of(self._journal),
-                damage=damage,
-                dropped=dropped_of(store),
+                writers=writers,
+                cursors=cursors,
+                damage=tuple(dict.fromkeys((*errors, *damage_of(store, self._journal)))),
+                dropped=dropped,
                 archive=archive_of(store),
                 age_s=time.monotonic() - snapshot.read_monotonic,
                 viewers=len(self._streams),
@@ -280,7 +334,7 @@ class WebUI:
         try:
             if request.headers.get("content-type") != "application/json":
                 raise InvalidArgumentError("the content type must be application/json")
-            wanted = msgspec.json.decode(await request.body(), type=SilenceRequest)
+            wanted = msgspec.json.decode(await _body_of(request), type=SilenceRequest)
             await asyncio.to_thread(silence, self._journal, wanted, _user_of(request))
         except Exception as error:
             return problem_response(_problem(error))
@@ -289,23 +343,29 @@ class WebUI:
     # ------------------------------------------------------------ event stream
 
     async def _stream(self, request: Request) -> Response:
-        queue: asyncio.Queue[ServerSentEvent | None] = asyncio.Queue(maxsize=100)
         try:
             snapshot = await self._snapshots.get()
             info = await asyncio.to_thread(self._read_info, snapshot)
         except Exception as error:
             return problem_response(_problem(error))
 
+        if request.method == "HEAD":  # the events would be sent to nobody, until the client disconnects
+            return Response(media_type="text/event-stream")
+        stream = EventStream()
+        stream.send("snapshot", info)
+
         async def events() -> AsyncGenerator[ServerSentEvent]:
-            self._streams.add(queue)
+            if not self._streams:
+                # Nobody has watched the runs in progress since the last stream ended.
+                self._live, self._live_seen = b"", b""
+            if self._live:
+                stream.send("live", self._live)
+            self._streams.add(stream)
             try:
-                yield ServerSentEvent(event="snapshot", data=info.decode())
-                if self._live:
-                    yield ServerSentEvent(event="live", data=self._live.decode())
-                while (event := await queue.get()) is not None:
+                async for event in stream:
                     yield event
             finally:
-                self._streams.discard(queue)
+                self._streams.discard(stream)
 
         return EventSourceResponse(events(), ping=_PING_S)
 
@@ -323,13 +383,11 @@ class WebUI:
 
     async def _announce(self, snapshot: Snapshot) -> None:
         info = await asyncio.to_thread(self._read_info, snapshot)
-        self._send(ServerSentEvent(event="snapshot", data=info.decode()))
+        self._send("snapshot", info)
 
-    def _send(self, event: ServerSentEvent) -> None:
-        for queue in self._streams:
-            if queue.full():
-                queue.get_nowait()  # each event replaces the earlier ones of its kind
-            queue.put_nowait(event)
+    def _send(self, kind: str, data: bytes) -> None:
+        for stream in self._streams:
+            stream.send(kind, data)
 
     async def _send_live_runs(self) -> None:
         """Send the runs in progress to the event streams whenever they change."""
@@ -340,14 +398,19 @@ class WebUI:
             self._snapshots.stay_awake()
             try:
                 runs = await asyncio.to_thread(runs_in_progress, self._journal, 0)
-            except OSError as error:
-                log.warning("cannot read the runs in progress: %s", error)
+            except (OSError, StageflowError) as error:
+                # `/api/status` shows the error of the journal.
+                log.debug("cannot read the runs in progress: %s", error)
                 continue
             seen = msgspec.json.encode([(row.run_id, row.running) for row in runs.rows])
             if seen != self._live_seen:
                 self._live_seen = seen
                 self._live = msgspec.json.encode(runs)
-                self._send(ServerSentEvent(event="live", data=self._live.decode()))
+                self._send("live", self._live)
+
+
+def _encoded(answer: Answer, question: Question, snapshot: Snapshot, store: PinnedStore) -> bytes:
+    return msgspec.json.encode(answer(store, question, snapshot))
 
 
 def _with_number(answer: Callable[[PinnedStore, Question, int], Struct]) -> Answer:
@@ -366,10 +429,21 @@ def _sql(store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
     return SqlResult(
         snapshot=snapshot.number,
         columns=tuple(found.columns),
-        rows=tuple(found.rows),
+        rows=tuple(tuple(map(_as_json, row)) for row in found.rows),
         more=found.more,
         ms=(time.monotonic() - began) * 1e3,
     )
+
+
+def _as_json(value: object) -> object:
+    """Return a value of a result, as text if JSON cannot represent it, such as a map with boolean keys."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    try:
+        msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+    return value
 
 
 def _snapshot_number(request: Request) -> int | None:
@@ -383,6 +457,15 @@ def _snapshot_number(request: Request) -> int | None:
 
 def _key(name: str, question: Question) -> str:
     return f"{name} {msgspec.json.encode(structs.asdict(question)).decode()}"
+
+
+async def _body_of(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise InvalidArgumentError(f"the body must have at most {_MAX_BODY} bytes")
+    return bytes(body)
 
 
 def _user_of(request: Request) -> str:

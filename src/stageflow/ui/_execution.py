@@ -49,6 +49,7 @@ class Executor:
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._panels: dict[str, asyncio.Future[None]] = {}
         self.cache_bytes = 0
+        self._is_closed = False
 
     @property
     def running(self) -> int:
@@ -139,10 +140,13 @@ class Executor:
 
         try:
             async with self._heavy if heavy else contextlib.nullcontext():
-                if execution.interruption.requested:
-                    raise Replaced("the request was replaced before it started")
+                if execution.interruption.requested or self._is_closed:
+                    raise Replaced("the request was replaced, or the server stopped, before it started")
                 loop = asyncio.get_running_loop()
                 result = await loop.run_in_executor(self._threads, copy_context().run, run)
+        except asyncio.CancelledError:
+            execution.interruption.interrupt()  # the event loop ends, but not the thread
+            raise
         finally:
             if self._running.get(place) is execution:
                 del self._running[place]
@@ -152,14 +156,16 @@ class Executor:
     def _store(self, place: tuple[int, str], result: bytes) -> None:
         if len(result) > _CACHE_BYTES:
             return
+        # An interrupted query may have ended after another one took its place.
+        self.cache_bytes += len(result) - len(self._cache.pop(place, b""))
         self._cache[place] = result
-        self.cache_bytes += len(result)
         while self.cache_bytes > _CACHE_BYTES:
             _, dropped = self._cache.popitem(last=False)
             self.cache_bytes -= len(dropped)
 
     def close(self) -> None:
         """Interrupt the running queries, and end the threads."""
+        self._is_closed = True
         for execution in self._running.values():
             execution.interruption.interrupt()
         self._threads.shutdown(wait=False, cancel_futures=True)

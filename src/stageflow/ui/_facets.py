@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..schema import Role, fields_with
 from ..store import COLUMNS, PinnedStore, count_if, parenthesized, quoted, text
 from ._api import Bin, Facet, Facets, FacetValue
+from ._heatmap import finite, interval_edges
 from ._question import Question
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _UNIQUE = 0.8
 """A text field with more distinct values than this share of its rows is not shown."""
 
 _NUMBERS = {"DOUBLE", "FLOAT", "BIGINT", "INTEGER", "HUGEINT", "SMALLINT", "UBIGINT", "TINYINT"}
+_FLOATS = {"DOUBLE", "FLOAT"}
 _HIDDEN = fields_with(Role.IDENTITY) | {"segment", "sample_reason", "sample_rate", "day", "rest", "pid"}
 _DOCUMENTS = {name for name, column in COLUMNS.items() if column.json_type == "JSON"}
 
@@ -64,7 +66,11 @@ def _facets(cursor: DuckDBPyConnection, question: Question, snapshot: int) -> Fa
     assert counted is not None
     selection, rest, selected_rows, all_rows = counted
     fields = shown_fields(cursor, question.over)
-    columns = ", ".join(map(quoted, [*fields, "sample_rate", "selected"]))
+    columns = ", ".join(
+        # A number that is infinite or not a number has no place in a distribution: it counts as missing.
+        f"{finite(quoted(name))} as {quoted(name)}" if kind in _FLOATS else quoted(name)
+        for name, kind in [*fields.items(), ("sample_rate", ""), ("selected", "")]
+    )
     # A fixed sample of each side: the same question always has the same answer.
     shares = [
         f"(selected and hash(event_id) % 1000000 < {_share(selected_rows)})",
@@ -115,8 +121,7 @@ def _facet(
         select count({column}), approx_count_distinct({column}),
             {count_if(f"selected and {column} is null")}, {count_if(f"not selected and {column} is null")},
             {f"min({column}), max({column})" if kind in _NUMBERS else "null, null"}
-        from facet_rows where {f"{column} is null or isfinite({column})" if kind == "DOUBLE" else "true"}
-        """).fetchone()
+        from facet_rows""").fetchone()
     assert summary is not None
     rows, distinct, missing_selected, missing_rest, low, high = summary
     if not rows:
@@ -188,16 +193,11 @@ def _numbers(
     column = quoted(name)
     low, high = limits
     # Intervals of equal width, or of equal ratio if the values span orders of magnitude.
-    is_log = low > 0 and high / low > 100
-    if is_log:
-        edges = [low * (high / low) ** (step / _MAX_BINS) for step in range(_MAX_BINS)]
-    else:
-        edges = [low + (high - low) * step / _MAX_BINS for step in range(_MAX_BINS)]
-    edges.append(high)
+    edges = interval_edges(low, high, _MAX_BINS, log=low > 0 and high / 100 > low)
     cases = " ".join(f"when {column} < {edge!r} then {index}" for index, edge in enumerate(edges[1:-1]))
     counted = cursor.execute(f"""
         select case {cases} else {_MAX_BINS - 1} end, {count_if("selected")}, {count_if("not selected")}
-        from facet_rows where {column} is not null and isfinite({column}::double) group by 1""").fetchall()
+        from facet_rows where {column} is not null group by 1""").fetchall()
     found: dict[int, Any] = {index: counts for index, *counts in counted}
     bins = []
     for index in range(_MAX_BINS):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -16,13 +18,30 @@ from ._question import Question
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["heatmap"]
+__all__ = ["finite", "heatmap", "interval_edges"]
 
 _MIN_RATIO_OF_LOG = 20.0
 """A field whose largest value is at least this multiple of its smallest positive value has a log scale."""
 
+_LARGEST = sys.float_info.max
+
 _LOWEST = 0.001
 """The share of the smallest values that the lowest interval of a log scale combines."""
+
+
+def finite(number: str) -> str:
+    """Return SQL for a number as a double; null if it is infinite or not a number."""
+    return f"case when isfinite({number}::double) then {number}::double end"
+
+
+def interval_edges(low: float, high: float, count: int, *, log: bool) -> tuple[float, ...]:
+    """Return the limits of intervals of equal width, or of equal ratio; one more than there are intervals."""
+    steps = range(1, count)
+    if log:
+        first, last = math.log(low), math.log(high)
+        return (low, *(math.exp(first + (last - first) / count * step) for step in steps), high)
+    width = high / count - low / count  # the difference of two doubles can be infinite
+    return (low, *(low + width * step for step in steps), high)
 
 
 class _Axis(Struct, frozen=True):
@@ -33,12 +52,7 @@ class _Axis(Struct, frozen=True):
 
     @property
     def edges(self) -> tuple[float, ...]:
-        steps = range(self.rows + 1)
-        if self.log:
-            ratio = (self.high / self.low) ** (1 / self.rows)
-            return (*(self.low * ratio**step for step in steps[:-1]), self.high)
-        width = (self.high - self.low) / self.rows
-        return (*(self.low + width * step for step in steps[:-1]), self.high)
+        return interval_edges(self.low, self.high, self.rows, log=self.log)
 
     def index_of(self, value: str) -> str:
         """Return SQL for the index of the interval of a value.
@@ -46,11 +60,11 @@ class _Axis(Struct, frozen=True):
         The formula can be wrong by one because of rounding, so the index is corrected by the edges.
         """
         if self.log:
-            position = (
-                f"ln(greatest({value}, {self.low!r}) / {self.low!r}) / {math.log(self.high / self.low)!r}"
-            )
+            low = math.log(self.low)
+            position = f"(ln(greatest({value}, {self.low!r})) - {low!r}) / {math.log(self.high) - low!r}"
         else:
-            position = f"({value} - {self.low!r}) / {self.high - self.low!r}"
+            # Halves, because the difference of two doubles can be infinite.
+            position = f"({value} / 2 - {self.low / 2!r}) / {self.high / 2 - self.low / 2!r}"
         index = f"least(greatest(floor({position} * {self.rows})::bigint, 0), {self.rows - 1})"
         edges = f"([{', '.join(map(repr, self.edges))}]::double[])"
         below = f"({index} > 0 and {value} < {edges}[{index} + 1])::bigint"
@@ -77,15 +91,15 @@ def _heatmap(cursor: DuckDBPyConnection, store: PinnedStore, question: Question,
     measure = quoted(field)
     _check_numeric(cursor, question, field)
     selected = f"coalesce({parenthesized(question.select)}::boolean, false)" if question.select else "false"
-    rows = f"""select started_at, {measure}::double as value, sample_rate, failed,
+    rows = f"""select started_at, {finite(measure)} as value, sample_rate, failed,
         {selected} as selected
         from {question.over} where {question.condition}"""
     summary = cursor.execute(f"""
         select min(started_at), max(started_at), min(value), max(value), min(value) filter (value > 0),
             quantile_disc(value, {_LOWEST}) filter (value > 0),
-            {count_if("value is not null and isfinite(value)")},
-            {count_if("value is null or not isfinite(value)")}
-        from ({rows}) where value is null or isfinite(value)""").fetchone()
+            {count_if("value is not null")},
+            {count_if("value is null")}
+        from ({rows})""").fetchone()
     assert summary is not None
     first, last, low, high, positive, lowest, count, missing = summary
     # Times may be None (no rows), and the range of the request takes precedence.
@@ -104,7 +118,7 @@ def _heatmap(cursor: DuckDBPyConnection, store: PinnedStore, question: Question,
             select
                 least(greatest((epoch_us(started_at) - {since_us}) // {step_us}, 0), {question.columns - 1}),
                 {axis.index_of("value")}, {count_if()}, {count_if("failed")}, {count_if("selected")}
-            from ({rows}) where isfinite(value) group by 1, 2 order by 1, 2""").fetchall()
+            from ({rows}) where value is not null group by 1, 2 order by 1, 2""").fetchall()
     return Heatmap(
         snapshot=snapshot,
         over=question.over,
@@ -130,11 +144,13 @@ def _axis(
         return None
     if low == high:
         # One value: an interval around it.
-        width = abs(low) / 2 or 1.0
+        width = min(abs(low) / 2, _LARGEST - abs(low)) or 1.0
         return _Axis(low - width, high + width, 1, False)
-    if low >= 0 and positive and high / positive >= _MIN_RATIO_OF_LOG:
+    if low >= 0 and positive and high / _MIN_RATIO_OF_LOG >= positive:
         return _Axis(max(positive, (lowest or positive) / 2), high, rows, True)
-    return _Axis(low, high, rows, False)
+    axis = _Axis(low, high, rows, False)
+    # No intervals without a value between two neighbouring doubles.
+    return axis if all(map(operator.lt, axis.edges, axis.edges[1:])) else _Axis(low, high, 1, False)
 
 
 def _check_numeric(cursor: DuckDBPyConnection, question: Question, field: str) -> None:

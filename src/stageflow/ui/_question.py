@@ -21,6 +21,9 @@ Order = Literal["-started_at", "started_at", "-duration_ms", "duration_ms"]
 _Word = TypeVar("_Word", bound=str)
 
 _ORDERS: tuple[Order, ...] = ("-started_at", "started_at", "-duration_ms", "duration_ms")
+_EARLIEST, _LATEST = "1900-01-01", "2900-01-01"
+"""Limits of times, so that dates calculated from them do not overflow."""
+
 _OVERS: tuple[Over, ...] = ("runs", "stages")
 
 
@@ -130,13 +133,16 @@ def _time(name: str, text: str | None, now: datetime) -> str | None:
     if text is None:
         return None
     try:
-        return parse_time(text, now, UTC)
+        time = parse_time(text, now, UTC)
     except ValueError as error:
         raise InvalidArgumentError(f"{name}: {error}") from None
+    if not _EARLIEST <= time < _LATEST:
+        raise InvalidArgumentError(f"{name} must be from {_EARLIEST[:4]} to {_LATEST[:4]}, not {text[:40]!r}")
+    return time
 
 
 def _number(name: str, text: str, maximum: int) -> int:
-    if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= maximum:
+    if text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= maximum:
         return int(text)
     raise InvalidArgumentError(f"{name} must be a number from 1 to {maximum}, not {text[:40]!r}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import re
 import secrets
-from http.cookies import SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,6 +34,11 @@ another host."""
 
 _SAME_ORIGIN = (None, "same-origin", "none")
 """Accepted values of `Sec-Fetch-Site` (Fetch Metadata Request Headers) for the API."""
+
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.%]+\]|[^:\[\]]+)(?::(?P<port>[0-9]{0,5}))?")
+"""The Host header: a name or an address, and a port."""
+
+_ANY_ADDRESS = frozenset(("0.0.0.0", "::"))
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -62,16 +69,22 @@ class Protection:
             await self._app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
-
         refused = _refuse_other_sites(scope)
-        await (refused or self._app)(scope, receive, send_with_headers)
+        await (refused or self._app)(scope, receive, _with_headers(send))
+
+
+def _with_headers(send: Send) -> Send:
+    """Return a function that adds the security headers to a response."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return send_with_headers
 
 
 def _refuse_other_sites(scope: Scope) -> Response | None:
@@ -79,7 +92,7 @@ def _refuse_other_sites(scope: Scope) -> Response | None:
     origin, host = headers.get("origin"), headers.get("host", "")
     foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
     # A link from another site may open a page, but no other site may call the API.
-    is_api = "/api/" in scope["path"]
+    is_api = _is_api(scope)
     if foreign or (is_api and headers.get("sec-fetch-site") not in _SAME_ORIGIN):
         return problem_response(
             Problem(
@@ -92,6 +105,12 @@ def _refuse_other_sites(scope: Scope) -> Response | None:
     return None
 
 
+def _is_api(scope: Scope) -> bool:
+    # The path contains the prefix under which an application mounts the UI.
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")).startswith("/api/")
+
+
 class LocalAccess:
     """Admits only those who know the token. The first URL contains it; then a cookie does.
 
@@ -100,26 +119,33 @@ class LocalAccess:
     Args:
         app: The application.
         hosts: Accepted names in the Host header, in addition to those of this machine. A page of another
-            site that resolves its own name to this machine is thereby rejected (DNS rebinding).
+            site that resolves its own name to this machine is thereby rejected (DNS rebinding). With
+            "0.0.0.0" or "::", every IP address is accepted: no site has such a name.
     """
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = ()) -> None:
         self._app = app
-        self._hosts = {*_LOCAL_HOSTS, *(host.lower() for host in hosts)}
+        self._hosts = {
+            *_LOCAL_HOSTS,
+            *(f"[{host}]" if ":" in host else host for host in map(str.lower, hosts)),
+        }
+        self._any_address = not _ANY_ADDRESS.isdisjoint(hosts)
         self.token = secrets.token_urlsafe(24)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] == "http":
-            await (self._refuse(scope) or self._app)(scope, receive, send)
+            refused = self._refuse(scope)
+            if refused is not None:
+                await refused(scope, receive, _with_headers(send))
+            else:
+                await self._app(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Response | None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "").lower()
-        name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-        if (name or host) not in self._hosts:
+        found = _HOST.fullmatch(Headers(scope=scope).get("host", "").lower())
+        if found is None or not self._is_known(found["name"]):
             return problem_response(
                 Problem(
                     title="The UI is not available under this host name.",
@@ -128,19 +154,16 @@ class LocalAccess:
                     reason="invalid",
                 )
             )
-        cookie_name = f"stageflow_{port or 80}"
+        cookie_name = f"stageflow_{found['port'] or 80}"
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         if (given := query.pop("token", None)) is not None and self._is_token(given):
-            response = RedirectResponse(scope.get("root_path", "") + scope["path"] + _as_query(query), 303)
+            # A location that begins with two slashes is another host.
+            response = RedirectResponse(f"/{scope['path'].lstrip('/')}{_as_query(query)}", 303)
             response.set_cookie(cookie_name, self.token, httponly=True, samesite="lax")
             return response
-        cookies = SimpleCookie()
-        try:
-            cookies.load(headers.get("cookie", ""))
-        except Exception:
-            cookies = SimpleCookie()
-        cookie = cookies.get(cookie_name)
-        if cookie is not None and self._is_token(cookie.value):
+        # A cookie of another server on this host may have a value that `http.cookies` rejects.
+        cookies = HTTPConnection(scope).cookies
+        if self._is_token(cookies.get(cookie_name, "")):
             return None
         problem = Problem(
             title="The token is missing or has expired: the server was restarted.",
@@ -148,12 +171,23 @@ class LocalAccess:
             hint="Open the URL that `stageflow ui` printed.",
             reason="expired",
         )
-        if "/api/" in scope["path"]:
+        if _is_api(scope):
             return problem_response(problem)
         return Response(f"{problem.title}\n{problem.hint}\n", status_code=401, media_type="text/plain")
 
+    def _is_known(self, host: str) -> bool:
+        return host in self._hosts or (self._any_address and _is_address(host))
+
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _as_query(query: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,9 @@ class Steps:
 
     def __init__(self, since_us: int, until_us: int, maximum: int) -> None:
         span_s = max(until_us - since_us, 1) / 1e6
-        lengths = (step for step in _STEPS_S if span_s / step <= max(maximum - 1, 1))
-        self.step_s = float(next(lengths, _STEPS_S[-1]))
+        most = max(maximum - 1, 1)
+        weeks = math.ceil(span_s / most / _STEPS_S[-1])
+        self.step_s = float(next((step for step in _STEPS_S if span_s / step <= most), weeks * _STEPS_S[-1]))
         self.step_us = int(self.step_s * 1e6)
         self.since_us = since_us // self.step_us * self.step_us
         self.count = min((max(until_us - 1, since_us) - self.since_us) // self.step_us + 1, maximum)

@@ -91,12 +91,16 @@ class Snapshots:
         self._open_store = open_store
         self._changed = changed
         self._kept: list[Snapshot] = []
-        self._building = asyncio.Lock()
+        self.use_running_loop()
         self._used_at = time.monotonic()
-        self._wake = asyncio.Event()
         self._build_s = 0.0
         self._numbers = 0
         self.error: str | None = None
+
+    def use_running_loop(self) -> None:
+        """Wait in the event loop that runs now; an earlier one has ended."""
+        self._building = asyncio.Lock()
+        self._wake = asyncio.Event()
 
     async def get(self, number: int | None = None) -> Snapshot:
         """Return the newest snapshot, or an earlier one that is still available.
@@ -108,8 +112,10 @@ class Snapshots:
         """
         was_idle = time.monotonic() - self._used_at > _IDLE_S
         self._used_at = time.monotonic()
-        if not self._kept or (was_idle and number is None):
+        if not self._kept:
             await self._build_if_changed()
+        elif was_idle and number is None:
+            await self._try_to_build()
         elif was_idle:
             self._wake.set()
         if number is None:
@@ -126,13 +132,16 @@ class Snapshots:
             if time.monotonic() - self._used_at > _IDLE_S:
                 self._wake.clear()
                 await self._wake.wait()
-            try:
-                await self._build_if_changed()
-            except Exception as error:
-                # The last snapshot stays available, and `stageflow.ui` shows the error.
-                if str(error) != self.error:
-                    log.warning("cannot read the records: %s", error)
-                self.error = str(error)
+            await self._try_to_build()
+
+    async def _try_to_build(self) -> None:
+        try:
+            await self._build_if_changed()
+        except Exception as error:
+            # The last snapshot stays available, and `stageflow.ui` shows the error.
+            if str(error) != self.error:
+                log.warning("cannot read the records: %s", error)
+            self.error = str(error)
 
     def stay_awake(self) -> None:
         """Note that somebody is watching."""

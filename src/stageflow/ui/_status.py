@@ -10,13 +10,22 @@ from typing import Any
 import msgspec
 
 from .._time import get_clock
-from ..alerts import EventsDropped, Silence, add_silence, read_silences, read_state
+from ..alerts import EventsDropped, Silence, add_silence, read_silences, read_state, silences_path
 from ..errors import DamagedFileError, InvalidArgumentError, StageflowError, did_you_mean
 from ..journal import cursor_names, cursor_state, list_writers, writer_is_alive
 from ..store import PinnedStore
 from ._api import CursorStatus, SilenceRequest, WriterStatus
 
-__all__ = ["alerts_of", "archive_of", "cursors_of", "damage_of", "dropped_of", "silence", "writers_of"]
+__all__ = [
+    "alerts_of",
+    "alerts_version",
+    "archive_of",
+    "cursors_of",
+    "damage_of",
+    "dropped_of",
+    "silence",
+    "writers_of",
+]
 
 _STATE = "alerts.json"
 _LOSSES_S = 7 * 86_400.0
@@ -34,7 +43,9 @@ def alerts_of(journal: str | None) -> tuple[list[dict[str, Any]], str | None]:
     except (DamagedFileError, OSError) as error:
         return [], str(error)
     now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
-    silences = {silence.rule: silence for silence in read_silences(path) if silence.until > now}
+    silences: dict[str | None, Silence] = {}
+    with contextlib.suppress(DamagedFileError, OSError):  # `damage_of` reports it
+        silences = {silence.rule: silence for silence in read_silences(path) if silence.until > now}
     return [
         {
             "name": name,
@@ -43,6 +54,17 @@ def alerts_of(journal: str | None) -> tuple[list[dict[str, Any]], str | None]:
         }
         for name, rule in sorted(state.rules.items())
     ], None
+
+
+def alerts_version(journal: str) -> tuple[int, ...]:
+    """Return numbers that change when the state of the alerts, or a silence, changes."""
+    path = os.path.join(journal, _STATE)
+    found: list[int] = []
+    for file in (path, silences_path(path)):
+        with contextlib.suppress(OSError):
+            status = os.stat(file)
+            found += [status.st_mtime_ns, status.st_ino]
+    return tuple(found)
 
 
 def silence(journal: str, request: SilenceRequest, by: str) -> None:
@@ -107,9 +129,15 @@ def cursors_of(journal: str | None) -> tuple[CursorStatus, ...]:
     )
 
 
-def damage_of(store: PinnedStore) -> tuple[str, ...]:
-    """Return what could not be read of the archive, in sentences."""
-    return (str(store.archive_error),) if store.archive_error is not None else ()
+def damage_of(store: PinnedStore, journal: str | None) -> tuple[str, ...]:
+    """Return what could not be read of the archive and of the silences, in sentences."""
+    found = [str(store.archive_error)] if store.archive_error is not None else []
+    if journal is not None:
+        try:
+            read_silences(os.path.join(journal, _STATE))
+        except (DamagedFileError, OSError) as error:
+            found.append(str(error))
+    return tuple(found)
 
 
 def archive_of(store: PinnedStore) -> tuple[tuple[str, str], ...]:

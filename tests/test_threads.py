@@ -67,7 +67,7 @@ def gate() -> Iterator[Gate]:
 
 async def by_timeout(call: StageCall, proceed: Proceed) -> StageOutput:
     try:
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(0.1):
             return await proceed()
     except TimeoutError:
         return StageOutput.ok(fallback=True)
@@ -75,14 +75,14 @@ async def by_timeout(call: StageCall, proceed: Proceed) -> StageOutput:
 
 async def by_wait_for(call: StageCall, proceed: Proceed) -> StageOutput:
     try:
-        return await asyncio.wait_for(proceed(), 0.01)
+        return await asyncio.wait_for(proceed(), 0.1)
     except TimeoutError:
         return StageOutput.ok(fallback=True)
 
 
 async def by_cancelling_a_task(call: StageCall, proceed: Proceed) -> StageOutput:
     task = asyncio.ensure_future(proceed())
-    await asyncio.wait([task], timeout=0.01)
+    await asyncio.wait([task], timeout=0.1)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -91,7 +91,7 @@ async def by_cancelling_a_task(call: StageCall, proceed: Proceed) -> StageOutput
 
 async def by_task_group(call: StageCall, proceed: Proceed) -> StageOutput:
     async def fails() -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         raise ConnectionError
 
     try:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, quote_plus, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import Program
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from test_explain_more import write
 from test_ui_server import WRITER, evaluated, planted
 from ui_server import Served, serve
@@ -245,12 +246,117 @@ def test_keyboard_alone_selects_a_region_and_moves_between_stages(
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("select="))
     run = opened(ui, "view=run&id=last").page
-    run.keyboard.press("j")
-    first = run.url
-    run.keyboard.press("j")
-    assert run.url != first
-    run.keyboard.press("k")
-    assert run.url == first
+    for key, stage in (("j", "llm"), ("j", "search"), ("k", "llm")):
+        run.keyboard.press(key)
+        expect(run).to_have_url(re.compile(f"stage={stage}"))
+
+
+def selection_of(page: Page) -> str:
+    return parse_qs(urlsplit(page.url).query).get("select", [""])[0]
+
+
+def test_keyboard_extends_a_box_until_enter_and_leaves_one_entry_in_the_history(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=explore").page
+    plot = page.get_by_role("application").first
+    plot.focus()
+    page.keyboard.press("ArrowLeft")
+    entries = page.evaluate("history.length")
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowRight")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowDown")
+    assert selection_of(page) == ""
+    box = page.locator(".heatmap .box")
+    expect(box).to_have_count(1)
+    cell, drawn = page.locator(".heatmap .cursor").bounding_box(), box.bounding_box()
+    assert cell is not None and drawn is not None
+    assert round(drawn["width"] / cell["width"]) == 6
+    assert round(drawn["height"] / cell["height"]) == 4
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("select="))
+    assert page.evaluate("history.length") == entries + 1
+    plot.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Shift+ArrowUp")
+    before = selection_of(page)
+    page.keyboard.press("Tab")
+    expect(page).not_to_have_url(re.compile(re.escape(quote_plus(before))))
+    assert selection_of(page) != ""
+    assert page.evaluate("history.length") == entries + 2
+
+
+def test_drag_that_starts_outside_the_plot_selects_from_its_edge(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=explore").page
+    box = page.get_by_role("application").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] - 8, box["y"] - 8)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    page.wait_for_url(re.compile("select="))
+    assert '"duration_ms" <=' in selection_of(page)
+    assert page.evaluate("String(getSelection())") == ""
+
+
+def test_headline_of_earlier_parameters_says_that_it_is_loading(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=explore").page
+    expect(page.locator("main h1")).to_contain_text("failed")
+    held: list[Route] = []
+    page.route("**/api/heatmap*", lambda route: held.append(route))
+    field = page.get_by_role("combobox", name="Filter runs")
+    field.fill("NOT failed")
+    field.press("Enter")
+    headline = page.locator("main .headline")
+    expect(headline).to_contain_text("Loading")
+    expect(headline.locator("h1")).to_have_css("opacity", "0.55")
+    for route in held:
+        route.continue_()
+    expect(headline).to_contain_text("0% failed")
+    expect(headline).not_to_contain_text("Loading")
+
+
+def test_findings_without_causes_are_provisional_and_nothing_moves_when_the_causes_arrive(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=explore").page
+    held: list[Route] = []
+    page.route("**/api/overview?*explain=1*", lambda route: held.append(route))
+    page.get_by_role("link", name="Overview").click()
+    findings = page.get_by_role("region", name="Findings")
+    expect(findings).to_contain_text("Searching for causes")
+    expect(findings).to_contain_text("Provisional")
+    charts = page.locator("main .columns-3")
+    expect(charts.locator(".u-over")).to_have_count(3)
+    before = charts.bounding_box()
+    for route in held:
+        route.continue_()
+    expect(findings).to_contain_text("mostly where")
+    expect(findings).not_to_contain_text("Provisional")
+    expect(findings).not_to_contain_text("Searching")
+    assert charts.bounding_box() == before
+
+
+def test_text_for_an_assistant_compares_only_a_selection(ui: Served, opened: Callable[..., Watched]) -> None:
+    watched = opened(ui, "view=explore", permissions=["clipboard-read", "clipboard-write"])
+    page = watched.page
+
+    def copied() -> str:
+        page.get_by_role("button", name="Share").click()
+        page.get_by_role("menuitem", name=re.compile("assistant")).click()
+        expect(page.get_by_role("status").filter(has_text="Copied")).to_be_visible()
+        return str(page.evaluate("navigator.clipboard.readText()"))
+
+    assert "selection / rest" not in copied()
+    page.get_by_role("button", name=re.compile("failures")).click()
+    page.wait_for_url(re.compile("select="))
+    settle(page)
+    assert "selection / rest" in copied()
 
 
 def test_filter_completes_fields_and_values(ui: Served, opened: Callable[..., Watched]) -> None:

@@ -18,6 +18,8 @@ export type Loaded<T> = {
   receivedAt: number;
   /** When the request that is loading started. */
   startedAt: number;
+  /** Whether `data` lacks the part that takes longer, which is still loading; see `useExplained`. */
+  provisional: boolean;
   reload: () => void;
   cancel: () => void;
 };
@@ -27,7 +29,7 @@ export const shown = new Map<string, { key: string; body: unknown }>();
 
 const NEVER = new Store<number>(0);
 
-type State<T> = Omit<Loaded<T>, "reload" | "cancel"> & { key: string };
+type State<T> = Omit<Loaded<T>, "reload" | "cancel" | "provisional"> & { key: string };
 
 const NOTHING = {
   data: null,
@@ -122,6 +124,7 @@ export function useQuery<T>(
 
   return {
     ...state,
+    provisional: false,
     reload: () => setAttempt((count) => count + 1),
     cancel: () => {
       controller.current?.abort();
@@ -153,6 +156,7 @@ export function useExplained<T>(
   return {
     ...full,
     data: quick.data,
+    provisional: full.loading && !quick.stale,
     problem: full.problem,
     stale: quick.stale,
     receivedAt: quick.receivedAt,

@@ -135,9 +135,13 @@ export function Heatmap({
     }
   };
 
-  // With the keyboard, a selection is complete when Shift is released.
-  const release = (event: KeyboardEvent) => {
-    if (event.key === "Shift" && anchor && cursor && !dragging.current) commit(anchor, cursor);
+  // With the keyboard, a box is complete when the focus moves on; another window does not end it.
+  const leave = () => {
+    onUse(false);
+    // The reference is empty while another view replaces this one.
+    if (dragging.current || !document.hasFocus() || !frame.current) return;
+    setCursor(null);
+    if (anchor && cursor) commit(anchor, cursor);
   };
 
   const cell = cursor ? cells.get(cursor.y * columns + cursor.x) : undefined;
@@ -166,7 +170,7 @@ export function Heatmap({
         tabIndex={0}
         role="application"
         aria-roledescription="heatmap"
-        aria-label={`${data.measure} of ${data.over} over time, ${plural(data.count, "row")}. Arrow keys move, Shift and arrow keys select a box, Escape clears it.`}
+        aria-label={`${data.measure} of ${data.over} over time, ${plural(data.count, "row")}. Arrow keys move, Shift and arrow keys extend a box, Enter selects it, Escape clears it.`}
         onPointerDown={down}
         onPointerMove={(event) => setCursor(cellAt(event))}
         onPointerUp={up}
@@ -181,13 +185,8 @@ export function Heatmap({
           onUse(false);
         }}
         onKeyDown={press}
-        onKeyUp={release}
         onFocus={() => onUse(true)}
-        onBlur={() => {
-          onUse(false);
-          setAnchor(null);
-          setCursor(null);
-        }}
+        onBlur={leave}
       >
         <canvas ref={canvas} />
         {marks.map((mark) => {
@@ -211,7 +210,7 @@ export function Heatmap({
             style={place({ x0: cursor.x, x1: cursor.x, y0: cursor.y, y1: cursor.y }, columns, rows)}
           />
         )}
-        {cursor && !anchor && (
+        {cursor && !dragging.current && (
           <div
             class="tip"
             style={{
@@ -221,9 +220,11 @@ export function Heatmap({
                 `${(cursor.y > rows / 2 ? 1 - cursor.y / rows : (cursor.y + 1) / rows) * 100}%`,
             }}
           >
-            {description.split("\n").map((line) => (
-              <div key={line}>{line}</div>
-            ))}
+            {anchor ? (
+              <div>Enter selects the box, Escape clears it</div>
+            ) : (
+              description.split("\n").map((line) => <div key={line}>{line}</div>)
+            )}
           </div>
         )}
       </div>
@@ -354,6 +355,7 @@ function draw(
   const most = data.cells.reduce((found, cell) => Math.max(found, cell[2]), 1);
   const base = ramp("heat-low", "heat-high");
   const chosen = ramp("select-low", "select-high");
+  const marking = ramp("mark-low", "mark-high");
   const failing = ramp("fail-low", "fail-high");
   // Cells begin and end at whole pixels; otherwise thin lines appear between them.
   const gap = plot.width / data.columns > 5 ? 1 : 0;
@@ -371,8 +373,9 @@ function draw(
     ? new Map(look.highlight.cells.map((cell) => [cell[1] * data.columns + cell[0], cell[4]]))
     : null;
   for (const [x, y, rowsHere, failed, selected] of data.cells) {
-    const marked = highlighted ? (highlighted.get(y * data.columns + x) ?? 0) : look.selecting ? selected : 0;
-    if (marked > 0) fill(x, y, shade(chosen, marked, most));
+    const marked = highlighted?.get(y * data.columns + x) ?? 0;
+    if (marked > 0) fill(x, y, shade(marking, marked, most));
+    else if (look.selecting && selected > 0) fill(x, y, shade(chosen, selected, most));
     else if (look.colour === "failures" && failed > 0) {
       // A darker red for a higher share; one failure among many rows stays visible.
       fill(x, y, failing[Math.round((failed / rowsHere) * (failing.length - 1))] as string);
@@ -389,10 +392,13 @@ export function HeatmapLegend({
   data,
   colour,
   selecting,
+  highlighting,
 }: {
   data: Data;
   colour: "count" | "failures";
   selecting: boolean;
+  /** Whether rows with a condition are highlighted. */
+  highlighting: boolean;
 }): JSX.Element {
   useStore(dark);
   const most = data.cells.reduce((found, cell) => Math.max(found, cell[2]), 1);
@@ -411,6 +417,11 @@ export function HeatmapLegend({
       {selecting && (
         <span class="nowrap">
           <Ramp low="select-low" high="select-high" /> selection
+        </span>
+      )}
+      {selecting && (
+        <span class={`nowrap ${highlighting ? "" : "muted"}`}>
+          <Ramp low="mark-low" high="mark-high" /> the condition under the pointer
         </span>
       )}
     </span>

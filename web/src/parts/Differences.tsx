@@ -140,9 +140,12 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
         {rows.map((row, index) => (
           <tr
             key={row.description}
-            onMouseEnter={() => onHover(row.condition)}
-            onMouseLeave={() => onHover(null)}
-            onFocusCapture={() => onHover(row.condition)}
+            // A row that moves below the pointer is not meant: the pointer itself has to move.
+            onPointerMove={(event) => (event.movementX || event.movementY) && onHover(row.condition)}
+            onPointerLeave={() => onHover(null)}
+            onFocusCapture={(event) =>
+              (event.target as HTMLElement).matches(":focus-visible") && onHover(row.condition)
+            }
             onBlurCapture={() => onHover(null)}
           >
             <td class="number narrow muted">{index + 1}</td>

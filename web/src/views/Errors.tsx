@@ -8,6 +8,7 @@ import { command } from "../command";
 import { count, plural, time } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
+import { Headline } from "../parts/Headline";
 import { Empty, Panel } from "../parts/Panel";
 import { and } from "../predicate";
 import { useQuery } from "../query";
@@ -54,9 +55,7 @@ export function Errors(): JSX.Element {
 
   return (
     <div class="stack">
-      <div class="headline">
-        <h1>{sentence}</h1>
-      </div>
+      <Headline text={sentence} stale={query.stale} />
       <Panel
         flush
         title="Errors, most frequent first"

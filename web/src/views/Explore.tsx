@@ -17,6 +17,7 @@ import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Differences } from "../parts/Differences";
 import { Facets } from "../parts/Facets";
+import { Headline } from "../parts/Headline";
 import { Empty, Panel } from "../parts/Panel";
 import { SeriesPanel } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
@@ -41,6 +42,8 @@ export function Explore(): JSX.Element {
 
   const [hovered, setHovered] = useState<string | null>(null);
   const highlighted = useDelayed(hovered, 120);
+  // The row under the pointer may disappear with the selection, and then does not report that the pointer left.
+  useEffect(() => setHovered(null), [select, state.where]);
 
   // While a selection is being read or drawn, the charts stay as they are.
   const [inUse, setInUse] = useState(false);
@@ -58,7 +61,15 @@ export function Explore(): JSX.Element {
   const fields = useQuery<Completions>("explore-fields", "api/complete", { over: state.over });
 
   const box = map.data && select ? parseBox(select, map.data.measure_sql) : null;
-  const sentence = describe(map.data, facets.data, compared.data, select, box, measure);
+  const stale = map.stale || (select !== "" && (facets.stale || compared.stale));
+  const sentence = describe(
+    map.data,
+    facets.stale ? null : facets.data,
+    compared.stale ? null : compared.data,
+    select,
+    box,
+    measure,
+  );
 
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
@@ -87,8 +98,7 @@ export function Explore(): JSX.Element {
 
   return (
     <div class="stack">
-      <div class="headline">
-        <h1>{sentence}</h1>
+      <Headline text={sentence} stale={stale}>
         {select && (
           <span class="row">
             {over === "runs" && (
@@ -103,7 +113,7 @@ export function Explore(): JSX.Element {
             )}
           </span>
         )}
-      </div>
+      </Headline>
       <Panel
         title={`${measure} of ${over}${map.data?.log ? ", log scale" : ""}`}
         query={map}
@@ -118,7 +128,8 @@ export function Explore(): JSX.Element {
               <HeatmapLegend
                 data={map.data}
                 colour={colour}
-                selecting={select !== "" || highlighted !== null}
+                selecting={select !== ""}
+                highlighting={highlighted !== null}
               />
               {map.data.missing > 0 && (
                 <span>
@@ -372,13 +383,14 @@ function markdown(
   facets: Distributions | null,
 ): string {
   const fields = facets?.fields.slice(0, 8) ?? [];
+  const compares = facets !== null && facets.rest > 0;
   return section(
     compared ? "# What is different about the selection" : `# ${sentence}`,
     scope(state),
     compared && compared.markdown,
     facets &&
       table(
-        ["field", "most frequent values (selection / rest)"],
+        ["field", `most frequent values${compares ? " (selection / rest)" : ""}`],
         fields.map((facet) => [
           facet.field,
           facet.kind === "values"
@@ -386,7 +398,8 @@ function markdown(
                 .slice(0, 4)
                 .map(
                   (each) =>
-                    `${each.value ?? "missing"} ${percent(each.selection / (facets.selection || 1))} / ${percent(each.rest / (facets.rest || 1))}`,
+                    `${each.value ?? "missing"} ${percent(each.selection / (facets.selection || 1))}` +
+                    (compares ? ` / ${percent(each.rest / facets.rest)}` : ""),
                 )
                 .join(", ")
             : `${measured(facet.field, facet.bins[0]?.low)} to ${measured(facet.field, facet.bins[facet.bins.length - 1]?.high)}`,

@@ -13,7 +13,7 @@ import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
 import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
 import { and } from "../predicate";
-import { useExplained } from "../query";
+import { type Loaded, useExplained } from "../query";
 import { Link, type Parameters, useParameters, viewAddress } from "../router";
 import { useStore } from "../store";
 import { followedSlowly, snapshot } from "../stream";
@@ -49,7 +49,7 @@ export function Overview(): JSX.Element {
   if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
   return (
     <div class="stack">
-      {data ? <Findings findings={data.findings} /> : <FindingsSkeleton />}
+      {data ? <Findings query={query} findings={data.findings} /> : <FindingsSkeleton />}
       <div class="columns-3">
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
@@ -135,10 +135,11 @@ const LEVELS: Record<Finding["level"], [shape: string, kind: string, word: strin
   ok: ["●", "ok", "no problem"],
 };
 
-function Findings({ findings }: { findings: Finding[] }): JSX.Element {
+function Findings({ query, findings }: { query: Loaded<Data>; findings: Finding[] }): JSX.Element {
+  const { provisional, stale } = query;
   return (
-    <section aria-label="Findings">
-      <ul class="findings">
+    <section aria-label="Findings" class="findings-area" aria-busy={stale || provisional}>
+      <ul class={`findings ${stale ? "stale" : ""}`}>
         {findings.map((finding, index) => {
           const [shape, kind, word] = LEVELS[finding.level];
           const to = address(finding);
@@ -149,6 +150,7 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
               </span>
               <div>
                 <span class="unseen">{word}: </span>
+                {provisional && index === 0 && <span class="muted">Provisional: </span>}
                 {index === 0 ? (
                   <h1>{withTimes(finding.text)}</h1>
                 ) : (
@@ -163,6 +165,12 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
                         : `Show the ${finding.view}`}
                   </Link>
                 )}
+                {index === 0 && (stale || provisional) && (
+                  <span class="muted nowrap" role="status">
+                    {" "}
+                    {stale ? "Loading…" : "Searching for causes…"}
+                  </span>
+                )}
               </div>
             </li>
           );
@@ -174,9 +182,9 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
 
 function FindingsSkeleton(): JSX.Element {
   return (
-    <div>
+    <div class="findings-area">
       <h1 class="unseen">Overview</h1>
-      <Skeleton height={48} />
+      <Skeleton height={72} />
     </div>
   );
 }

@@ -7,6 +7,7 @@ import { command } from "../command";
 import { count, duration, percent, plural, time } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
+import { Headline } from "../parts/Headline";
 import { Empty, Panel } from "../parts/Panel";
 import { moveBetweenRows, RunTable } from "../parts/RunTable";
 import { useQuery } from "../query";
@@ -46,7 +47,7 @@ export function Runs(): JSX.Element {
 
   return (
     <div class="stack">
-      <Headline data={data} />
+      <Summary data={data} stale={query.stale} />
       <InProgress range={range} />
       <Panel
         flush
@@ -82,23 +83,20 @@ export function Runs(): JSX.Element {
   );
 }
 
-function Headline({ data }: { data: Page | null }): JSX.Element {
+function Summary({ data, stale }: { data: Page | null; stale: boolean }): JSX.Element {
   const state = useParameters();
   const rows = data?.rows ?? [];
   const failed = rows.filter((row) => row.failed).length;
   const counted = rows.filter((row) => row.failed !== null).length;
-  const which = rows.length === data?.total ? "" : ` of these ${count(rows.length)}`;
+  // The rate of one page depends on the order; only the rate of all runs is worth stating.
+  const isComplete = rows.length === data?.total;
   const text = !data
     ? "Runs"
     : data.total === 0
       ? "No run matches"
       : `${plural(data.total ?? rows.length, "run")}${state.where ? " match the filter" : ""}` +
-        (counted ? `; ${percent(failed / counted)}${which} failed` : "");
-  return (
-    <div class="headline">
-      <h1>{text}</h1>
-    </div>
-  );
+        (counted && isComplete ? `; ${percent(failed / counted)} failed` : "");
+  return <Headline text={text} stale={stale} />;
 }
 
 function Pages({ data, state }: { data: Page; state: Record<string, string> }): JSX.Element {

@@ -9,6 +9,7 @@ import { command } from "../command";
 import { duration, time, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
+import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
 import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
@@ -49,7 +50,7 @@ export function Overview(): JSX.Element {
   if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
   return (
     <div class="stack">
-      {data ? <Findings query={query} findings={data.findings} /> : <FindingsSkeleton />}
+      {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : <Findings query={query} findings={data.findings} />}
       <div class="columns-3">
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
@@ -123,6 +124,22 @@ export function Overview(): JSX.Element {
         </Panel>
       </div>
     </div>
+  );
+}
+
+function isEmpty({ series, findings }: Data): boolean {
+  const none = series.groups.every((group) => group.count.every((each) => each === 0));
+  return none && findings.every((finding) => finding.level === "ok");
+}
+
+function NoRuns({ state }: { state: Parameters }): JSX.Element {
+  return (
+    <section aria-label="Findings">
+      <Empty>
+        <h1>No runs {state.where ? "match the filter" : "started"} in this time range</h1>
+        <NewestRun />
+      </Empty>
+    </section>
   );
 }
 

@@ -8,6 +8,7 @@ import { count, duration, percent, plural, time } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Headline } from "../parts/Headline";
+import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel } from "../parts/Panel";
 import { moveBetweenRows, RunTable } from "../parts/RunTable";
 import { useQuery } from "../query";
@@ -75,7 +76,10 @@ export function Runs(): JSX.Element {
           page.rows.length ? (
             <RunTable rows={page.rows} label="Runs" order={order} checked={checked} onCheck={check} />
           ) : (
-            <NoRuns filtered={Boolean(range.where || range.since || range.until)} />
+            <NoRuns
+              filtered={Boolean(range.where || range.since || range.until)}
+              ranged={Boolean(range.since || range.until)}
+            />
           )
         }
       </Panel>
@@ -155,7 +159,7 @@ function InProgress({ range }: { range: Range }): JSX.Element | null {
   );
 }
 
-function NoRuns({ filtered }: { filtered: boolean }): JSX.Element {
+function NoRuns({ filtered, ranged }: { filtered: boolean; ranged: boolean }): JSX.Element {
   const info = useStore(snapshot);
   if (!filtered) {
     return (
@@ -171,12 +175,8 @@ function NoRuns({ filtered }: { filtered: boolean }): JSX.Element {
   return (
     <Empty>
       <strong>No run matches the filter and the time range.</strong>
-      {info && (
-        <span>
-          {plural(info.runs, "run")}
-          {info.first_at && info.last_at ? ` between ${time(info.first_at)} and ${time(info.last_at)}` : ""}.
-        </span>
-      )}
+      {!ranged && info && <span>The records contain {plural(info.runs, "run")}.</span>}
+      {ranged && <NewestRun />}
       <span>
         <button type="button" onClick={() => go(viewAddress("runs", { where: "", since: "", until: "" }))}>
           Show all runs

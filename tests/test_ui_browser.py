@@ -454,6 +454,49 @@ def test_empty_time_range_leads_to_the_newest_runs(
     expect(page.locator("main")).not_to_contain_text("The newest run started")
 
 
+def test_chosen_runs_are_compared_and_stay_chosen(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=runs").page
+    boxes = page.get_by_role("checkbox")
+    boxes.nth(0).check()
+    boxes.nth(1).check()
+    page.get_by_role("link", name="Compare the two selected runs").click()
+    page.wait_for_url(re.compile("view=compare"))
+    settle(page)
+    expect(page.locator(".wf-legend")).to_have_count(2)
+    page.go_back()
+    settle(page)
+    expect(boxes.nth(0)).to_be_checked()
+    expect(boxes.nth(1)).to_be_checked()
+
+
+def test_run_keeps_its_error_and_its_comparison_moves_nothing(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=runs&where=failed").page
+    error = page.locator("td.c-error bdi").first.inner_text()
+    held: list[Route] = []
+    page.route("**/api/run?*explain=1*", lambda route: held.append(route))
+    page.locator("table.runs tbody a").first.click()
+    heading = page.locator(".run-heading")
+    expect(heading).to_contain_text(error)
+    expect(heading).to_contain_text("Comparing this run")
+    details = page.get_by_role("region", name="Details")
+    expect(details).to_be_visible()
+    for route in held:
+        route.continue_()
+    expect(page.locator(".explanation")).to_contain_text("other runs")
+    expect(heading).not_to_contain_text("Comparing this run")
+    expect(heading).to_contain_text(error)
+
+
+def test_runs_on_a_narrow_screen_show_their_errors(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=runs&where=failed", viewport={"width": 360, "height": 800}).page
+    expect(page.locator("td.c-error").first).to_be_visible()
+    expect(page.locator("td.c-duration").first).to_be_visible()
+    expect(page.locator("td.c-time").first).to_contain_text(re.compile(r"\d\d:\d\d:\d\d"))
+    assert_within_width(page)
+
+
 # ---------------------------------------------------------------- themes, tabs, new data
 
 

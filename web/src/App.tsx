@@ -155,7 +155,7 @@ function Settings(): JSX.Element {
     <Menu
       end
       name="Settings"
-      label={<Icon name={colours === "auto" ? "auto" : colours === "dark" ? "moon" : "sun"} />}
+      label={<Icon name="settings" />}
       title="Colours and time zone"
       items={[
         { title: "Colours" },

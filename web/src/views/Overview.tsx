@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
-import type { Finding, Mark, Overview as Data } from "../api";
+import type { Finding, Mark, Overview as Data, Series } from "../api";
 import { LineChart } from "../charts/LineChart";
 import { Ago } from "../clock";
 import { command } from "../command";
@@ -55,8 +55,9 @@ export function Overview(): JSX.Element {
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
             {({ series: each }) =>
-              lines && lines[stat].length ? (
+              lines && hasRuns(each) ? (
                 <LineChart
+                  name={TITLES[stat]}
                   title={each.estimated ? "≈, runs were sampled" : ""}
                   since={each.since}
                   step_s={each.step_s}
@@ -127,9 +128,12 @@ export function Overview(): JSX.Element {
   );
 }
 
+function hasRuns(series: Series): boolean {
+  return series.groups.some((group) => group.count.some((each) => each > 0));
+}
+
 function isEmpty({ series, findings }: Data): boolean {
-  const none = series.groups.every((group) => group.count.every((each) => each === 0));
-  return none && findings.every((finding) => finding.level === "ok");
+  return !hasRuns(series) && findings.every((finding) => finding.level === "ok");
 }
 
 function NoRuns({ state }: { state: Parameters }): JSX.Element {

@@ -28,7 +28,7 @@ export function Runs(): JSX.Element {
     limit: 200,
     count: 1,
   });
-  const [checked, setChecked] = useState<string[]>([]);
+  const checked = (state.checked ?? "").split(" ").filter(Boolean);
   const data = query.data;
   useEffect(() => {
     const press = (event: KeyboardEvent) => moveBetweenRows(event, document);
@@ -42,8 +42,10 @@ export function Runs(): JSX.Element {
     ...(data ? { sql: data.sql, markdown: () => markdown(state, data) } : {}),
   });
 
-  const check = (id: string) =>
-    setChecked((all) => (all.includes(id) ? all.filter((each) => each !== id) : [...all.slice(-1), id]));
+  const check = (id: string) => {
+    const next = checked.includes(id) ? checked.filter((each) => each !== id) : [...checked.slice(-1), id];
+    go(changed({ checked: next.join(" ") }), { replace: true });
+  };
   const [first, second] = checked;
 
   return (

@@ -231,8 +231,12 @@ function unitsOf(explanation: Explanation): string {
 
 /** The verdict on a difference, its extent, and conditions that match the same rows. */
 function remarks(row: Difference, index: number, rows: Difference[], unit: string): string {
-  const at = rows.findIndex((each) => each.description === row.relates_to);
-  const other = at >= 0 && at !== index ? `row ${at + 1}` : (row.relates_to ?? "");
+  // An earlier row is named by its number.
+  const named = (description: string | null) => {
+    const at = rows.findIndex((each) => each.description === description);
+    return at >= 0 && at !== index ? `row ${at + 1}` : (description ?? "");
+  };
+  const other = named(row.relates_to);
   const verdict = {
     independent: "",
     remains: `remains after controlling for ${other}`,
@@ -250,7 +254,7 @@ function remarks(row: Difference, index: number, rows: Difference[], unit: strin
   const same = row.synonyms.length
     ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
     : "";
-  return withTimes([verdict, row.varies ?? "", extent.join(", "), same].filter(Boolean).join(" · "));
+  return withTimes([verdict, row.varies ? `the effect differs with ${named(row.varies)}` : "", extent.join(", "), same].filter(Boolean).join(" · "));
 }
 
 function LocationText({

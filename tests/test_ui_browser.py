@@ -353,7 +353,9 @@ def test_text_for_an_assistant_compares_only_a_selection(ui: Served, opened: Cal
         expect(page.get_by_role("status").filter(has_text="Copied")).to_be_visible()
         return str(page.evaluate("navigator.clipboard.readText()"))
 
-    assert "selection / rest" not in copied()
+    text = copied()
+    assert "selection / rest" not in text
+    assert "Command: `stageflow explain" in text
     page.get_by_role("button", name=re.compile("failures")).click()
     page.wait_for_url(re.compile("select="))
     settle(page)

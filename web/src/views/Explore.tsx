@@ -88,7 +88,7 @@ export function Explore(): JSX.Element {
       compared.data?.command ??
       (over === "stages"
         ? command("stats", state, "--over", "stages")
-        : command("explain", state)),
+        : explainCommand(state, select)),
     sql: rowsSql(over, state, select),
     markdown: () => markdown(sentence, state, compared.data, facets.data),
   });
@@ -269,6 +269,12 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
       </label>
     </>
   );
+}
+
+/** The command that explains the selection; without one, the failures. */
+function explainCommand({ where, since, until }: Parameters, select: string): string {
+  const within = where ? ["--within", where] : [];
+  return command("explain", { since: since ?? "", until: until ?? "" }, ...(select ? [select] : []), ...within);
 }
 
 /** What to do without a selection. */

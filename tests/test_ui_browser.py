@@ -271,7 +271,8 @@ def test_keyboard_extends_a_box_until_enter_and_leaves_one_entry_in_the_history(
     box = page.locator(".heatmap .box")
     expect(box).to_have_count(1)
     cell, drawn = page.locator(".heatmap .cursor").bounding_box(), box.bounding_box()
-    assert cell is not None and drawn is not None
+    assert cell is not None
+    assert drawn is not None
     assert round(drawn["width"] / cell["width"]) == 6
     assert round(drawn["height"] / cell["height"]) == 4
     page.keyboard.press("Enter")
@@ -352,7 +353,9 @@ def test_text_for_an_assistant_compares_only_a_selection(ui: Served, opened: Cal
         expect(page.get_by_role("status").filter(has_text="Copied")).to_be_visible()
         return str(page.evaluate("navigator.clipboard.readText()"))
 
-    assert "selection / rest" not in copied()
+    text = copied()
+    assert "selection / rest" not in text
+    assert "Command: `stageflow explain" in text
     page.get_by_role("button", name=re.compile("failures")).click()
     page.wait_for_url(re.compile("select="))
     settle(page)
@@ -383,6 +386,117 @@ def test_filter_that_matches_nothing_and_invalid_filter_are_explained(
     watched = opened(ui, "view=runs&where=nothing%3D1")
     expect(watched.page.get_by_role("alert").first).to_contain_text("unknown field 'nothing'")
     watched.problems[:] = [text for text in watched.problems if "status of 400" not in text]
+
+
+def without_rejections(watched: Watched) -> None:
+    watched.problems[:] = [text for text in watched.problems if "status of 400" not in text]
+
+
+def test_invalid_term_is_marked_and_the_page_keeps_its_content(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    watched = opened(ui, "view=runs")
+    page = watched.page
+    field = page.get_by_role("combobox", name="Filter runs")
+    field.fill("model='m-large'")
+    field.press("Enter")
+    expect(page.locator(".chip.bad")).to_contain_text("model=m-large")
+    rejection = page.locator(".rejection")
+    expect(rejection).to_contain_text("unknown field 'model'")
+    expect(page.get_by_role("table", name="Runs", exact=True).locator("tbody tr")).to_have_count(200)
+    assert "where=" not in page.url
+    assert serious_findings(page) == []
+    rejection.get_by_role("button", name="Use attributes.model").click()
+    page.wait_for_url(re.compile("where=.*attributes.model"))
+    settle(page)
+    expect(rejection).to_have_count(0)
+    expect(page.locator("main h1")).to_contain_text("134 runs")
+    without_rejections(watched)
+
+
+def test_word_that_is_no_condition_is_explained_and_completed(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=runs").page
+    field = page.get_by_role("combobox", name="Filter runs")
+    field.fill("globex")
+    field.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("not a condition")
+    page.get_by_role("option", name=re.compile("pipeline_name=globex")).click()
+    page.wait_for_url(re.compile("where="))
+    field.fill("fail")
+    field.press("Shift+Tab")
+    assert page.evaluate("document.activeElement !== document.body")
+
+
+def test_invalid_time_is_rejected_with_examples(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=runs").page
+    page.get_by_role("button", name=re.compile("^Time range")).click()
+    since = page.get_by_role("textbox", name="From")
+    since.fill("yesterdayish")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_role("alert")).to_contain_text("2026-11-27 14:00")
+    expect(since).to_have_attribute("aria-invalid", "true")
+    assert "since=" not in page.url
+    since.fill("2026-11-01 00:30")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url(re.compile("since=2026-11-01T"))
+
+
+@pytest.mark.parametrize("view", ["overview", "explore", "runs"])
+def test_empty_time_range_leads_to_the_newest_runs(
+    ui: Served, opened: Callable[..., Watched], view: str
+) -> None:
+    page = opened(ui, f"view={view}&since=2030-01-01T00:00:00Z").page
+    expect(page.locator("main")).to_contain_text("The newest run started at 2026-11-01")
+    page.get_by_role("button", name="Show the newest runs").click()
+    page.wait_for_url(re.compile("since=2026-11-01"))
+    settle(page)
+    expect(page.locator("main")).not_to_contain_text("The newest run started")
+
+
+def test_chosen_runs_are_compared_and_stay_chosen(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=runs").page
+    boxes = page.get_by_role("checkbox")
+    boxes.nth(0).check()
+    boxes.nth(1).check()
+    page.get_by_role("link", name="Compare the two selected runs").click()
+    page.wait_for_url(re.compile("view=compare"))
+    settle(page)
+    expect(page.locator(".wf-legend")).to_have_count(2)
+    page.go_back()
+    settle(page)
+    expect(boxes.nth(0)).to_be_checked()
+    expect(boxes.nth(1)).to_be_checked()
+
+
+def test_run_keeps_its_error_and_its_comparison_moves_nothing(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=runs&where=failed").page
+    error = page.locator("td.c-error bdi").first.inner_text()
+    held: list[Route] = []
+    page.route("**/api/run?*explain=1*", lambda route: held.append(route))
+    page.locator("table.runs tbody a").first.click()
+    heading = page.locator(".run-heading")
+    expect(heading).to_contain_text(error)
+    expect(heading).to_contain_text("Comparing this run")
+    details = page.get_by_role("region", name="Details")
+    expect(details).to_be_visible()
+    for route in held:
+        route.continue_()
+    expect(page.locator(".explanation")).to_contain_text("other runs")
+    expect(heading).not_to_contain_text("Comparing this run")
+    expect(heading).to_contain_text(error)
+
+
+def test_runs_on_a_narrow_screen_show_their_errors(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=runs&where=failed", viewport={"width": 360, "height": 800}).page
+    expect(page.locator("td.c-error").first).to_be_visible()
+    expect(page.locator("td.c-duration").first).to_be_visible()
+    expect(page.locator("td.c-time").first).to_contain_text(re.compile(r"\d\d:\d\d:\d\d"))
+    assert_within_width(page)
 
 
 # ---------------------------------------------------------------- themes, tabs, new data

@@ -1,7 +1,9 @@
 /** The page around the views. */
 
 import type { JSX } from "preact";
-import { expired, offline } from "./client";
+import { useEffect, useState } from "preact/hooks";
+import type { Status as StatusData } from "./api";
+import { expired, offline, request } from "./client";
 import { count, time, zoneName } from "./format";
 import { Icon, type IconName } from "./icons";
 import { FilterBar } from "./parts/FilterBar";
@@ -97,11 +99,14 @@ function LiveSwitch(): JSX.Element {
   const on = useStore(live);
   const gone = useStore(offline);
   const info = useStore(snapshot);
+  const isWritten = useWriting() || Boolean(info?.in_progress);
   const state = gone
     ? "No connection"
-    : on
-      ? "New runs appear by themselves"
-      : "New runs do not change the page";
+    : !on
+      ? "New runs do not change the page"
+      : isWritten
+        ? "New runs appear by themselves"
+        : "No process writes to the journal now; new runs appear by themselves";
   const title = info
     ? `${state}. ${info.source}: ${count(info.runs)} runs, read ${time(info.read_at)} ${zoneName()}`
     : state;
@@ -110,14 +115,32 @@ function LiveSwitch(): JSX.Element {
       type="button"
       role="switch"
       aria-checked={on}
-      class={`live-switch ${gone ? "waiting" : ""}`}
+      class={`live-switch ${gone ? "waiting" : isWritten ? "" : "idle"}`}
       title={title}
       onClick={() => live.set(!on)}
     >
       <span class="dot" aria-hidden="true" />
-      Live
+      {on ? "Live" : "Live off"}
     </button>
   );
+}
+
+const WRITERS_MS = 30_000;
+
+/** Whether a process has the journal open for writing. */
+function useWriting(): boolean {
+  const [isOpen, setOpen] = useState(false);
+  useEffect(() => {
+    const ask = () =>
+      void request<StatusData>("writers", "api/status", {}).then(
+        ({ writers }) => setOpen(writers.some((writer) => writer.open)),
+        () => setOpen(false),
+      );
+    ask();
+    const timer = setInterval(() => !document.hidden && !offline.value && ask(), WRITERS_MS);
+    return () => clearInterval(timer);
+  }, []);
+  return isOpen;
 }
 
 function Settings(): JSX.Element {
@@ -132,7 +155,7 @@ function Settings(): JSX.Element {
     <Menu
       end
       name="Settings"
-      label={<Icon name={colours === "auto" ? "auto" : colours === "dark" ? "moon" : "sun"} />}
+      label={<Icon name="settings" />}
       title="Colours and time zone"
       items={[
         { title: "Colours" },
@@ -181,9 +204,9 @@ function Notices(): JSX.Element {
 function Expired(): JSX.Element {
   return (
     <main class="full-page">
-      <h1>The access token of this page has expired</h1>
+      <h1>The token is missing or has expired</h1>
       <p>
-        The server was restarted, and each start creates a new token. Open the address that{" "}
+        Each start of the server creates a new token, which its address contains. Open the address that{" "}
         <code>stageflow ui</code> printed in its terminal, or start it with <code>stageflow ui --open</code>.
       </p>
       <p class="muted">

@@ -17,6 +17,9 @@ export class RequestError extends Error {
 /** Set when the server no longer accepts the token of this page. */
 export const expired = new Store<boolean>(false);
 
+/** The newest filter that the server rejected. */
+export const rejectedFilter = new Store<string>("");
+
 /** Whether the last request failed because the server did not answer. */
 export const offline = new Store<boolean>(false);
 
@@ -62,6 +65,7 @@ export async function request<T>(
   if (response.ok) return (await response.json()) as T;
   const problem = await readProblem(response);
   if (problem.reason === "expired") expired.set(true);
+  if (problem.reason === "invalid" && values.where) rejectedFilter.set(values.where);
   if (problem.reason === "snapshot" && values.snapshot) {
     const { snapshot: _, ...rest } = values;
     return request<T>(panel, path, rest, signal);

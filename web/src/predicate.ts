@@ -1,5 +1,7 @@
 /** SQL predicates: the text of the filter bar, and its chips. */
 
+import { measured } from "./format";
+
 type Span = { start: number; end: number; word: string };
 
 /** Return the keywords and other words outside quotes and parentheses. */
@@ -136,7 +138,7 @@ export function label(term: string): string {
     const [, name = "", operator = "", value = ""] = comparison;
     const sign = { "=": "=", "<>": "≠", "!=": "≠", ">=": "≥", "<=": "≤" }[operator];
     const shown = sign ?? (/^IS NOT/i.test(operator) ? "=" : /^IS D/i.test(operator) ? "≠" : operator);
-    return `${bare(name)}${shown}${bare(value)}`;
+    return `${bare(name)}${shown}${rounded(bare(name), value)}`;
   }
   const not = /^NOT\s+([\w.]+)$/i.exec(text);
   if (not) return `not ${not[1]}`;
@@ -145,6 +147,12 @@ export function label(term: string): string {
   const stages = /^pipeline_run_id in \(select pipeline_run_id from stages where (.*)\)$/is.exec(text);
   if (stages?.[1]) return stageLabel(splitTerms(stages[1]));
   return text;
+}
+
+/** Return a value as text; a number with many digits, such as an edge of a heatmap, with few and its unit. */
+function rounded(name: string, typed: string): string {
+  const isLong = /^-?\d/.test(typed) && typed.replace(/\D/g, "").length > 6 && !Number.isInteger(Number(typed));
+  return isLong ? measured(name, Number(typed)) : bare(typed);
 }
 
 /** Return a short text for a condition on a stage of a run: `llm/status=FAIL`. */

@@ -170,7 +170,7 @@ export function Heatmap({
         tabIndex={0}
         role="application"
         aria-roledescription="heatmap"
-        aria-label={`${data.measure} of ${data.over} over time, ${plural(data.count, "row")}. Arrow keys move, Shift and arrow keys extend a box, Enter selects it, Escape clears it.`}
+        aria-label={`${data.measure} of ${data.over} over time, ${plural(data.count, data.over === "runs" ? "run" : "stage")}. Arrow keys move, Shift and arrow keys extend a box, Enter selects it, Escape clears it.`}
         onPointerDown={down}
         onPointerMove={(event) => setCursor(cellAt(event))}
         onPointerUp={up}

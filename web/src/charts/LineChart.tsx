@@ -24,6 +24,9 @@ export type Line = {
 };
 
 type Properties = {
+  /** What the chart shows, for screen readers. */
+  name: string;
+  /** A text above the chart; the panel may have a title already. */
   title: string;
   since: string;
   step_s: number;
@@ -42,6 +45,7 @@ type Properties = {
 const SYNC = uPlot.sync("time");
 
 export function LineChart({
+  name,
   title,
   since,
   step_s,
@@ -100,7 +104,7 @@ export function LineChart({
           splits: (self) => ticksOf(self).map(({ at }) => at / 1000),
           values: (self) => ticksOf(self).map(({ label }) => label),
         },
-        { ...axis, size: 56, values: (_, values) => values.map((value) => format(value)) },
+        { ...axis, size: 64, values: (_, values) => values.map((value) => format(value)) },
       ],
       series: [
         {},
@@ -197,7 +201,7 @@ export function LineChart({
         tabIndex={0}
         role="application"
         aria-roledescription="chart"
-        aria-label={`${title} over time. ${lines.map((line) => `${line.label}: last ${format(lastValue(line.values))}`).join(", ")}. Arrow keys read the values; Enter opens the rows.`}
+        aria-label={`${name} over time. ${lines.map((line) => `${line.label}: last ${format(lastValue(line.values))}`).join(", ")}. Arrow keys read the values; Enter opens the rows.`}
         style={{ height: `${height}px` }}
         onKeyDown={press}
       />

@@ -216,7 +216,7 @@ function stageFacts(record: Record_, typical: Typical | null | undefined): JSX.E
         {typical && typical.p50_ms !== null && num(record.attempt) !== 0 && (
           <span class="muted">
             {" "}
-            (typical {duration(typical.p50_ms)}, p95 {duration(typical.p95_ms)}, {plural(typical.rows, "row")}
+            (p50 {duration(typical.p50_ms)}, p95 {duration(typical.p95_ms)}, {plural(typical.rows, "row")}
             )
           </span>
         )}

@@ -116,23 +116,31 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
           <th scope="col" class="share">
             Of the rest
           </th>
-          <th
-            scope="col"
-            class="number medium-only"
-            title={`${rate} of the rows with the condition, and of all others`}
-          >
-            {rate}: with / without
+          <th scope="col" class="number medium-only">
+            <Explained
+              text={`${rate}: with / without`}
+              title={`${rate}: the share of the rows that meet the condition, and the share of all other rows.`}
+            />
           </th>
           {slow && (
             <th scope="col" class="number wide-only">
-              p50: with / without
+              <Explained
+                text="p50: with / without"
+                title="The median duration of the rows that meet the condition, and of all other rows."
+              />
             </th>
           )}
           <th scope="col" class="number wide-only">
-            Lift
+            <Explained
+              text="Lift"
+              title="How many times as frequent the condition is in the selection as in the rest."
+            />
           </th>
-          <th scope="col" class="number medium-only" title="The p-value, corrected for all comparisons">
-            q
+          <th scope="col" class="number medium-only">
+            <Explained
+              text="q"
+              title="The expected share of false findings among the conditions with this or a smaller q: a p-value, corrected for the number of comparisons."
+            />
           </th>
         </tr>
       </thead>
@@ -194,6 +202,15 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
   );
 }
 
+/** A term of statistics, with its meaning in the tooltip. */
+function Explained({ text, title }: { text: string; title: string }): JSX.Element {
+  return (
+    <abbr title={title} tabIndex={0}>
+      {text}
+    </abbr>
+  );
+}
+
 export function rateName(explanation: Explanation): string {
   return explanation.selected_are === "failures" ? "Failure rate" : "Selected";
 }
@@ -214,8 +231,12 @@ function unitsOf(explanation: Explanation): string {
 
 /** The verdict on a difference, its extent, and conditions that match the same rows. */
 function remarks(row: Difference, index: number, rows: Difference[], unit: string): string {
-  const at = rows.findIndex((each) => each.description === row.relates_to);
-  const other = at >= 0 && at !== index ? String(at + 1) : (row.relates_to ?? "");
+  // An earlier row is named by its number.
+  const named = (description: string | null) => {
+    const at = rows.findIndex((each) => each.description === description);
+    return at >= 0 && at !== index ? `row ${at + 1}` : (description ?? "");
+  };
+  const other = named(row.relates_to);
   const verdict = {
     independent: "",
     remains: `remains after controlling for ${other}`,
@@ -228,12 +249,12 @@ function remarks(row: Difference, index: number, rows: Difference[], unit: strin
     row.excess >= 1 &&
       row.verdict !== "explained" &&
       row.verdict !== "inseparable" &&
-      `about ${count(row.excess)} more than expected (${count(row.excess_low)} to ${count(row.excess_high)})`,
+      `${count(row.excess)} more than expected (95% interval ${count(row.excess_low)} to ${count(row.excess_high)})`,
   ].filter(Boolean);
   const same = row.synonyms.length
     ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
     : "";
-  return withTimes([verdict, row.varies ?? "", extent.join(", "), same].filter(Boolean).join(" · "));
+  return withTimes([verdict, row.varies ? `the effect differs with ${named(row.varies)}` : "", extent.join(", "), same].filter(Boolean).join(" · "));
 }
 
 function LocationText({

@@ -2,15 +2,21 @@
 
 import type { JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { Completion, Completions } from "../api";
+import type { Completion, Completions, Problem } from "../api";
+import { rejectedFilter, request, RequestError } from "../client";
 import { count, withTimes } from "../format";
 import { Icon } from "../icons";
 import { and, completeTerm, identifier, joinTerms, label, negate, splitTerms } from "../predicate";
 import { useQuery } from "../query";
-import { changed, go, useParameters } from "../router";
+import { changed, go, parameters, useParameters } from "../router";
 import { savedPage } from "../saved";
+import { useStore } from "../store";
 
-type Suggestion = { text: string; shown: string; hint: string; final: boolean };
+/** A suggestion; a guess is added only if a person chooses it. */
+type Suggestion = { text: string; shown: string; hint: string; final: boolean; guess?: boolean };
+
+/** A term that the server rejected. */
+type Rejected = { term: string; problem: Problem };
 
 const OPERATORS: [string, string][] = [
   ["=", "is"],
@@ -41,6 +47,9 @@ export function FilterBar(): JSX.Element {
   const [text, setText] = useState("");
   const [open, setOpen] = useState(false);
   const [active, setActive] = useState(-1);
+  const [message, setMessage] = useState("");
+  const [rejected, setRejected] = useState<Rejected | null>(null);
+  const isRejected = useStore(rejectedFilter) === state.where && Boolean(state.where);
   const input = useRef<HTMLInputElement>(null);
   const { field, operator, prefix } = parts(text);
 
@@ -62,7 +71,29 @@ export function FilterBar(): JSX.Element {
     ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms)
     : [];
 
-  useEffect(() => setActive(-1), [text]);
+  useEffect(() => {
+    setActive(-1);
+    setMessage("");
+  }, [text]);
+  // The filter of the address may be invalid, as in a link that somebody wrote.
+  useEffect(() => {
+    let isCurrent = true;
+    setRejected(null);
+    const find = async () => {
+      for (const term of terms) {
+        const problem = await problemOf(term, over);
+        if (!isCurrent) return;
+        if (problem) {
+          setRejected({ term, problem });
+          return;
+        }
+      }
+    };
+    if (isRejected && !savedPage) void find();
+    return () => {
+      isCurrent = false;
+    };
+  }, [isRejected, state.where, over]);
   useEffect(() => {
     const focus = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
@@ -86,10 +117,33 @@ export function FilterBar(): JSX.Element {
   };
 
   const add = (typed: string) => {
-    if (!typed.trim() || incomplete(typed)) return;
+    if (!typed.trim()) return;
+    if (incomplete(typed)) {
+      setMessage(expected(typed));
+      setOpen(true);
+      return;
+    }
     setText("");
     setOpen(false);
-    go(changed({ where: and(state.where, completeTerm(typed, type)), before: "" }));
+    void addTerm(completeTerm(typed, type));
+  };
+
+  // The page keeps its filter, and with it its content, while a term is not valid.
+  const addTerm = async (term: string) => {
+    const problem = await problemOf(term, over);
+    setRejected(problem ? { term, problem } : null);
+    if (!problem) go(changed({ where: and(parameters.value.where, term), before: "" }));
+  };
+
+  const replaceRejected = (term: string) => {
+    if (rejected && terms.includes(rejected.term))
+      apply(terms.map((each) => (each === rejected.term ? term : each)));
+    else void addTerm(term);
+  };
+
+  const removeRejected = () => {
+    if (rejected) apply(terms.filter((each) => each !== rejected.term));
+    setRejected(null);
   };
 
   const choose = (suggestion: Suggestion) => {
@@ -112,10 +166,17 @@ export function FilterBar(): JSX.Element {
         );
     } else if (event.key === "Enter") {
       event.preventDefault();
-      const chosen = suggestions[active] ?? (incomplete(text) ? suggestions[0] : undefined);
+      const first = suggestions[0]?.guess ? undefined : suggestions[0];
+      const chosen = suggestions[active] ?? (incomplete(text) ? first : undefined);
       if (chosen) choose(chosen);
       else add(text);
-    } else if (event.key === "Tab" && suggestions.length && text && !event.shiftKey) {
+    } else if (
+      event.key === "Tab" &&
+      suggestions.length &&
+      text &&
+      !event.shiftKey &&
+      (active >= 0 || !suggestions[0]?.guess)
+    ) {
       event.preventDefault();
       choose(suggestions[Math.max(active, 0)] as Suggestion);
     } else if (event.key === "Escape") {
@@ -145,11 +206,24 @@ export function FilterBar(): JSX.Element {
           <Chip
             key={term}
             term={term}
+            isBad={rejected?.term === term}
             edit={() => edit(index)}
             negate={() => apply(terms.map((each, at) => (at === index ? negate(each) : each)))}
             remove={() => apply(terms.filter((_, each) => each !== index))}
           />
         ))}
+        {rejected && !terms.includes(rejected.term) && (
+          <Chip
+            isBad
+            term={rejected.term}
+            edit={() => {
+              setText(rejected.term);
+              setRejected(null);
+              input.current?.focus();
+            }}
+            remove={removeRejected}
+          />
+        )}
         {!savedPage && (
           <input
             ref={input}
@@ -173,8 +247,11 @@ export function FilterBar(): JSX.Element {
           />
         )}
       </div>
+      {rejected && <Rejection rejected={rejected} replace={replaceRejected} remove={removeRejected} />}
       <div
         class="popover suggestions"
+        // Without this, Tab would move to the list, because it scrolls.
+        tabIndex={-1}
         hidden={!open || (suggestions.length === 0 && text === "")}
         // Keep the focus in the text field.
         onPointerDown={(event) => event.preventDefault()}
@@ -193,6 +270,11 @@ export function FilterBar(): JSX.Element {
             </li>
           ))}
         </ul>
+        {message && (
+          <div class="hint is-fail" role="alert">
+            {message}
+          </div>
+        )}
         <div class="hint">
           {!open || !text || incomplete(text)
             ? "Any SQL predicate works, also with --where on the command line."
@@ -234,7 +316,7 @@ function suggest(
       final: true,
     }));
   if (exact && exact.type !== "boolean") {
-    const operators = OPERATORS.filter(([sign]) => exact.type === "text" || sign !== "~");
+    const operators = OPERATORS.filter(([sign]) => (exact.type === "text" ? !/[<>]/.test(sign) : sign !== "~"));
     return operators.map(([sign, word]) => ({
       text: `${asTyped(exact.text)}${sign}`,
       shown: `${exact.text} ${sign}`,
@@ -246,6 +328,7 @@ function suggest(
     .filter((each) => plain(each.text).toLowerCase().includes(wanted))
     .sort((one, other) => rank(one.text, wanted) - rank(other.text, wanted))
     .slice(0, 40 - words.length);
+  if (words.length + ranked.length === 0 && /^[\w.@:-]+$/.test(field)) return guesses(field, known);
   return [
     ...words,
     ...ranked.map((each) => ({
@@ -255,6 +338,68 @@ function suggest(
       final: each.type === "boolean" && each.text !== "failed",
     })),
   ].filter((each, index, all) => all.findIndex((other) => other.text === each.text) === index);
+}
+
+/** What a word that is no field may be: a value of a common field. */
+function guesses(word: string, known: Completion[]): Suggestion[] {
+  const texts = [...COMMON, "error"].filter((name) =>
+    known.some((each) => plain(each.text) === name && each.type === "text"),
+  );
+  return texts.map((name) => {
+    const sign = name === "error" ? "~" : "=";
+    const shown = `${name}${sign}${word}`;
+    return {
+      text: shown,
+      shown,
+      hint: sign === "~" ? "contains" : "is",
+      final: true,
+      guess: true,
+    };
+  });
+}
+
+/** What is missing in a text that is no predicate yet. */
+function expected(typed: string): string {
+  const { field, operator } = parts(typed);
+  if (operator) return `A value is missing after ${field}${operator}`;
+  return `“${typed.trim()}” is not a condition. Compare a field with a value, such as org_id=globex.`;
+}
+
+/** Return why the server rejects a term; null for a valid one. */
+async function problemOf(term: string, over: "runs" | "stages"): Promise<Problem | null> {
+  try {
+    if (over === "runs") await request("filter-check", "api/runs", { where: term, limit: 1 });
+    else await request("filter-check", "api/heatmap", { over, where: term, columns: 1, rows: 1 });
+  } catch (error) {
+    if (error instanceof RequestError && error.problem.reason === "invalid") return error.problem;
+  }
+  return null;
+}
+
+type RejectionProperties = { rejected: Rejected; replace: (term: string) => void; remove: () => void };
+
+/** Why a term was rejected, and what may have been meant. */
+function Rejection({ rejected: { term, problem }, replace, remove }: RejectionProperties): JSX.Element {
+  const [, text = problem.title, , meant] =
+    /^(.*?)( in '.*')?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
+  const name = /^unknown field '(.+?)'/.exec(problem.title)?.[1];
+  const field = meant?.replace(/^'(.*)'$/, "$1");
+  return (
+    <div class="rejection" role="alert">
+      <span>{text.replace(/ in '.*'$/s, "")}.</span>
+      {name && field && /^("[^"]+"|[\w.]+)$/.test(field) && (
+        <button
+          type="button"
+          onClick={() => replace(term.replaceAll(`"${name}"`, name).replaceAll(name, field))}
+        >
+          Use {plain(field)}
+        </button>
+      )}
+      <button type="button" onClick={remove}>
+        Remove
+      </button>
+    </div>
+  );
 }
 
 function rank(field: string, wanted: string): number {
@@ -278,9 +423,16 @@ function asTyped(field: string): string {
   return field.startsWith('"') ? field : identifier(field);
 }
 
-type ChipProperties = { term: string; edit: () => void; negate: () => void; remove: () => void };
+type ChipProperties = {
+  term: string;
+  /** Whether the server rejected the term. */
+  isBad?: boolean;
+  edit: () => void;
+  negate?: () => void;
+  remove: () => void;
+};
 
-function Chip({ term, edit, negate: not, remove }: ChipProperties): JSX.Element {
+function Chip({ term, isBad = false, edit, negate: not, remove }: ChipProperties): JSX.Element {
   const text = withTimes(label(term));
   if (savedPage) {
     return (
@@ -290,13 +442,15 @@ function Chip({ term, edit, negate: not, remove }: ChipProperties): JSX.Element 
     );
   }
   return (
-    <span class="chip" role="group" aria-label={text}>
+    <span class={`chip ${isBad ? "bad" : ""}`} role="group" aria-label={isBad ? `${text}, invalid` : text}>
       <button type="button" class="what" title={`${term} — click to edit`} onClick={edit}>
         {text}
       </button>
-      <button type="button" aria-label={`Negate ${text}`} title="Negate" onClick={not}>
-        ≠
-      </button>
+      {not && (
+        <button type="button" aria-label={`Negate ${text}`} title="Negate" onClick={not}>
+          ≠
+        </button>
+      )}
       <button type="button" aria-label={`Remove ${text}`} title="Remove" onClick={remove}>
         <Icon name="close" />
       </button>

@@ -38,7 +38,8 @@ export function Menu({
 
   useEffect(() => {
     if (!open) return undefined;
-    list.current?.querySelector<HTMLElement>("button, a, input")?.focus();
+    const checked = list.current?.querySelector<HTMLElement>("[aria-checked=true]");
+    (checked ?? list.current?.querySelector<HTMLElement>("button, a, input"))?.focus();
     keepInside(list.current);
     const leave = (event: Event) => !root.current?.contains(event.target as Node) && setOpen(false);
     document.addEventListener("pointerdown", leave);

@@ -38,9 +38,10 @@ export function Panel<T>({
     <section class={`panel ${flush ? "flush" : ""}`} aria-busy={loading}>
       <header>
         <h2>{title}</h2>
-        {actions}
+        {/* Before the controls, so that these do not move when the age appears. */}
         {!secondary && <SlowQuery query={query} />}
         {data !== null && !secondary && <Age query={query} />}
+        {actions}
       </header>
       <div class="body">
         {problem && !secondary && <ProblemBox problem={problem} retry={query.reload} />}

@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import type { RunRow } from "../api";
-import { Ago } from "../clock";
+import { At } from "../clock";
 import { duration, shortId } from "../format";
 import { and, identifier, literal } from "../predicate";
 import { changed, go, Link, parameters, viewAddress } from "../router";
@@ -75,7 +75,7 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
                 />
               </td>
             )}
-            <td>
+            <td class="c-status">
               <Link
                 data-row
                 to={runAddress(row)}
@@ -85,17 +85,19 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
                 <Mark status={row.outcome} />
               </Link>
             </td>
-            <td>
-              <Ago at={row.started_at} />
+            <td class="c-time">
+              <At at={row.started_at} />
             </td>
-            <td title={row.pipeline}>{row.pipeline}</td>
-            <td class="number">{duration(row.duration_ms)}</td>
-            <td class="medium-only" title={row.error ?? undefined}>
+            <td class="c-pipeline" title={row.pipeline}>
+              {row.pipeline}
+            </td>
+            <td class="c-duration number">{duration(row.duration_ms)}</td>
+            <td class="c-error medium-only" title={row.error ?? undefined}>
               <Reason row={row} />
             </td>
             {!brief && (
               <>
-                <td class="wide-only">
+                <td class="c-org wide-only">
                   <Filter field="org_id" value={row.org_id} />
                 </td>
                 <td class="wide-only">

@@ -113,6 +113,7 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
       {(series) =>
         lines.length && series.groups.some((group) => group.count.some((each) => each > 0)) ? (
           <LineChart
+            name={STATS[stat].title}
             title={`${STATS[stat].title}${series.estimated ? " (≈, runs were sampled)" : ""}`}
             since={series.since}
             step_s={series.step_s}

@@ -1,12 +1,13 @@
 /** The time range in the top bar. */
 
 import type { JSX } from "preact";
-import { shortTime, zoneName } from "../format";
+import { useState } from "preact/hooks";
+import { shortTime, time, zoneName } from "../format";
 import { changed, go, useParameters } from "../router";
 import { savedPage } from "../saved";
 import { zone } from "../settings";
 import { useStore } from "../store";
-import { PRESETS, relativeMs } from "../timerange";
+import { absolute, PRESETS, relativeMs } from "../timerange";
 import { Icon } from "../icons";
 import { Menu } from "./Menu";
 
@@ -50,22 +51,50 @@ export function TimeRange(): JSX.Element {
 }
 
 function Custom({ since, until, close }: { since: string; until: string; close: () => void }): JSX.Element {
+  const [problem, setProblem] = useState<{ name: string; text: string } | null>(null);
   const submit = (event: SubmitEvent) => {
     event.preventDefault();
     const fields = new FormData(event.currentTarget as HTMLFormElement);
+    const range = { since: "", until: "" };
+    for (const name of ["since", "until"] as const) {
+      const typed = String(fields.get(name) ?? "").trim();
+      const found = normal(typed);
+      if (found === null) {
+        setProblem({ name, text: `“${typed}” is not a time. Examples: ${EXAMPLES}.` });
+        return;
+      }
+      range[name] = found;
+    }
+    if (range.since && range.until && absolute(range.since) >= absolute(range.until)) {
+      setProblem({ name: "until", text: "The end must be later than the start." });
+      return;
+    }
     close();
-    go(changed({ since: normal(fields.get("since")), until: normal(fields.get("until")), before: "" }));
+    go(changed({ ...range, before: "" }));
   };
+  const invalid = (name: string) =>
+    problem?.name === name ? { "aria-invalid": true, "aria-describedby": "time-problem" } : {};
   return (
-    <form onSubmit={submit}>
+    <form onSubmit={submit} onInput={() => setProblem(null)}>
       <label>
         From
-        <input name="since" defaultValue={since} placeholder="2h, or 2026-11-27 14:00" spellcheck={false} />
+        <input
+          name="since"
+          defaultValue={since}
+          placeholder="2h, or 2026-11-27 14:00"
+          spellcheck={false}
+          {...invalid("since")}
+        />
       </label>
       <label>
         To
-        <input name="until" defaultValue={until} placeholder="now" spellcheck={false} />
+        <input name="until" defaultValue={until} placeholder="now" spellcheck={false} {...invalid("until")} />
       </label>
+      {problem && (
+        <p id="time-problem" class="is-fail small" role="alert">
+          {problem.text}
+        </p>
+      )}
       <button type="submit" class="primary">
         Apply
       </button>
@@ -73,12 +102,20 @@ function Custom({ since, until, close }: { since: string; until: string; close: 
   );
 }
 
-/** Return a time as RFC 3339: a text without a zone is in the zone that the page shows. */
-function normal(entry: FormDataEntryValue | null): string {
-  const text = String(entry ?? "").trim();
-  if (text === "" || text === "now" || relativeMs(text) !== null) return text === "now" ? "" : text;
-  const zoned =
-    /(Z|[+-]\d\d:?\d\d)$/.test(text) || zone.value === "local" ? text : `${text.replace(" ", "T")}Z`;
-  const date = new Date(zoned);
-  return Number.isNaN(date.getTime()) ? text : date.toISOString();
+const EXAMPLES = "2h, 1h30m, 14:30, 2026-11-27, 2026-11-27 14:00, 2026-11-27T14:00:00Z";
+const ABSOLUTE = /^(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d(?::\d\d(?:\.\d+)?)?))?\s*(Z|[+-]\d\d:\d\d)?$/i;
+
+/**
+ * Return a time as RFC 3339, and a relative one as it is; null for any other text.
+ *
+ * A text without a zone is in the zone that the page shows.
+ */
+function normal(text: string): string | null {
+  if (text === "" || text === "now") return "";
+  if (relativeMs(text) !== null) return text;
+  const day = /^\d\d?:\d\d(:\d\d)?$/.test(text) ? `${time(Date.now(), "date")} ${text.padStart(5, "0")}` : text;
+  const [, date, hours = "00:00", offset] = ABSOLUTE.exec(day) ?? [];
+  if (!date) return null;
+  const found = new Date(`${date}T${hours}${offset ?? (zone.value === "local" ? "" : "Z")}`);
+  return Number.isNaN(found.getTime()) ? null : found.toISOString();
 }

@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
 import type { RunDetails } from "../api";
-import { Waterfall } from "../charts/Waterfall";
+import { Waterfall, WaterfallLegend } from "../charts/Waterfall";
 import { duration, measured, time, value } from "../format";
 import { section, table } from "../markdown";
 import { usePage } from "../page";
@@ -75,6 +75,9 @@ export function Compare(): JSX.Element {
             }
             query={query}
             height={240}
+            footer={
+              query.data && <WaterfallLegend typical={Object.keys(query.data.typical_stages).length > 0} />
+            }
           >
             {(details) =>
               plan ? (
@@ -129,7 +132,10 @@ export function Compare(): JSX.Element {
               </table>
             </div>
           </section>
-          <Values one={one.data.run} other={other.data.run} />
+          <Values
+            one={flatten(one.data.run, first?.rows ?? [])}
+            other={flatten(other.data.run, second?.rows ?? [])}
+          />
         </>
       )}
     </div>
@@ -140,14 +146,19 @@ function StageCell({ row }: { row: Row | undefined }): JSX.Element {
   if (!row) return <span class="muted">not in this run</span>;
   return (
     <>
-      {row.status !== "OK" && <Mark status={row.status} />} {duration(row.duration)}
+      {row.status !== "OK" && <Mark status={row.status} />} {duration(took(row))}
       {row.attempts > 1 && <span class="muted small"> ({row.attempts} attempts)</span>}
     </>
   );
 }
 
+/** How long a stage ran; null if it did not run. */
+function took(row: Row): number | null {
+  return row.status === "SKIP" ? null : row.duration;
+}
+
 function cell(row: Row | undefined): string {
-  return row ? `${row.status} ${duration(row.duration)}` : "not in this run";
+  return row ? `${row.status} ${duration(took(row))}` : "not in this run";
 }
 
 function signed(ms: number): string {
@@ -164,27 +175,30 @@ function compare(one: Row[], other: Row[]): Line[] {
     .map((name) => {
       const here = first.get(name);
       const there = second.get(name);
-      const change = here && there ? (there.duration ?? 0) - (here.duration ?? 0) : null;
+      const before = here ? took(here) : null;
+      const after = there ? took(there) : null;
+      const ran = before !== null || after !== null;
+      const change = here && there && ran ? (after ?? 0) - (before ?? 0) : null;
       return { name, one: here, other: there, change };
     })
     .sort((a, b) => Math.abs(b.change ?? 0) - Math.abs(a.change ?? 0));
 }
 
 function summary(one: RunDetails, other: RunDetails, lines: Line[]): string {
-  const took = (details: RunDetails) => Number(details.run.duration_ms ?? 0);
-  const change = took(other) - took(one);
+  const total = (details: RunDetails) => Number(details.run.duration_ms ?? 0);
+  const change = total(other) - total(one);
   const largest = lines[0];
   const stage =
     largest?.change && Math.sign(largest.change) === Math.sign(change)
       ? `, mostly ${largest.name} (${signed(largest.change)})`
       : "";
-  return `First run ${outcome(one.run)} after ${duration(took(one))}, second run ${outcome(other.run)} after ${duration(took(other))}: ${signed(change)}${stage}`;
+  return `First run ${outcome(one.run)} after ${duration(total(one))}, second run ${outcome(other.run)} after ${duration(total(other))}: ${signed(change)}${stage}`;
 }
 
+type Fields = Map<string, unknown>;
+
 /** The values that differ between the runs. */
-function Values({ one, other }: { one: Record_; other: Record_ }): JSX.Element {
-  const first = flatten(one);
-  const second = flatten(other);
+function Values({ one: first, other: second }: { one: Fields; other: Fields }): JSX.Element {
   const names = [...new Set([...first.keys(), ...second.keys()])].filter(
     (name) => value(first.get(name)) !== value(second.get(name)),
   );
@@ -232,13 +246,18 @@ function Values({ one, other }: { one: Record_; other: Record_ }): JSX.Element {
 const COMPARED = ["outcome", "error", "reason", "first_failed_stage"];
 const NESTED = ["attributes", "correlation_ids", "resource", "pipeline_metadata"];
 
-function flatten(run: Record_): Map<string, unknown> {
+function flatten(run: Record_, rows: Row[]): Fields {
   const values = new Map<string, unknown>();
   for (const name of COMPARED) values.set(name, run[name]);
   for (const group of NESTED) {
     for (const [name, each] of Object.entries((run[group] as Record_ | null) ?? {})) {
       if (name !== "pipeline_run_id") values.set(group === "attributes" ? `attributes.${name}` : name, each);
     }
+  }
+  for (const row of rows.filter((each) => each.child === null)) {
+    const record = row.records[row.records.length - 1];
+    for (const [name, each] of Object.entries((record?.attributes as Record_ | null) ?? {}))
+      values.set(`${row.name}/attributes.${name}`, each);
   }
   return values;
 }

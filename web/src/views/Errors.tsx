@@ -134,6 +134,9 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
             ? group.message.slice(group.kind.length + 2)
             : group.message}
         </bdi>
+        <div class="small-only muted small">
+          {group.stage ?? "the run"}, {group.pipeline}
+        </div>
       </td>
       <td class="medium-only">
         <strong>{group.stage ?? "the run"}</strong>
@@ -180,5 +183,5 @@ function describe(rows: ErrorRow[]): string {
         .map(({ group }) => `${group.kind} in ${group.stage ?? group.pipeline}`)
         .join(", ")}`
     : "";
-  return `${plural(rows.length, "error")} in ${plural(total, "failure")}, most often ${first.group.kind} in ${first.group.stage ?? first.group.pipeline}${newest}`;
+  return `${plural(rows.length, "different error")} in ${plural(total, "failure")}, most often ${first.group.kind} in ${first.group.stage ?? first.group.pipeline}${newest}`;
 }

@@ -18,10 +18,11 @@ import { usePage } from "../page";
 import { Differences } from "../parts/Differences";
 import { Facets } from "../parts/Facets";
 import { Headline } from "../parts/Headline";
+import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel } from "../parts/Panel";
 import { SeriesPanel } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
-import { and, type Box, boxPredicate, label, literal, parseBox } from "../predicate";
+import { and, type Box, boxPredicate, label, literal, parseBox, splitTerms } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
@@ -87,7 +88,7 @@ export function Explore(): JSX.Element {
       compared.data?.command ??
       (over === "stages"
         ? command("stats", state, "--over", "stages")
-        : command("runs", { ...state, where: and(state.where, select) })),
+        : explainCommand(state, select)),
     sql: rowsSql(over, state, select),
     markdown: () => markdown(sentence, state, compared.data, facets.data),
   });
@@ -162,6 +163,7 @@ export function Explore(): JSX.Element {
                   : "were recorded yet"}
                 .
               </strong>
+              {(state.since || state.until) && <NewestRun />}
               {(state.where || state.since || state.until) && (
                 <button
                   type="button"
@@ -269,6 +271,12 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
   );
 }
 
+/** The command that explains the selection; without one, the failures. */
+function explainCommand({ where, since, until }: Parameters, select: string): string {
+  const within = where ? ["--within", where] : [];
+  return command("explain", { since: since ?? "", until: until ?? "" }, ...(select ? [select] : []), ...within);
+}
+
 /** What to do without a selection. */
 function Suggestions({ map, measure }: { map: Map; measure: string }): JSX.Element {
   const threshold = slowest(map);
@@ -334,7 +342,7 @@ function describe(
     parts.push(
       `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
     );
-  } else if (select !== "failed") parts.push(withTimes(label(select)));
+  } else if (select !== "failed") parts.push(withTimes(splitTerms(select).map(label).join(", ")));
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);

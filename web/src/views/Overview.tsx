@@ -2,13 +2,14 @@
 
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
-import type { Finding, Mark, Overview as Data } from "../api";
+import type { Finding, Mark, Overview as Data, Series } from "../api";
 import { LineChart } from "../charts/LineChart";
 import { Ago } from "../clock";
 import { command } from "../command";
 import { duration, time, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
+import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
 import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
@@ -49,13 +50,14 @@ export function Overview(): JSX.Element {
   if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
   return (
     <div class="stack">
-      {data ? <Findings query={query} findings={data.findings} /> : <FindingsSkeleton />}
+      {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : <Findings query={query} findings={data.findings} />}
       <div class="columns-3">
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
             {({ series: each }) =>
-              lines && lines[stat].length ? (
+              lines && hasRuns(each) ? (
                 <LineChart
+                  name={TITLES[stat]}
                   title={each.estimated ? "≈, runs were sampled" : ""}
                   since={each.since}
                   step_s={each.step_s}
@@ -123,6 +125,25 @@ export function Overview(): JSX.Element {
         </Panel>
       </div>
     </div>
+  );
+}
+
+function hasRuns(series: Series): boolean {
+  return series.groups.some((group) => group.count.some((each) => each > 0));
+}
+
+function isEmpty({ series, findings }: Data): boolean {
+  return !hasRuns(series) && findings.every((finding) => finding.level === "ok");
+}
+
+function NoRuns({ state }: { state: Parameters }): JSX.Element {
+  return (
+    <section aria-label="Findings">
+      <Empty>
+        <h1>No runs {state.where ? "match the filter" : "started"} in this time range</h1>
+        <NewestRun />
+      </Empty>
+    </section>
   );
 }
 

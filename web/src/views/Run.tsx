@@ -77,7 +77,7 @@ export function Run(): JSX.Element {
   }
   return (
     <div class="stack">
-      {data && <Heading details={data} />}
+      {data && <Heading details={data} isSearching={query.provisional} />}
       <Panel
         title={data ? `${plural(names.length, "stage")}` : "Stages"}
         query={query}
@@ -126,6 +126,17 @@ export function Run(): JSX.Element {
           )
         }
       </Panel>
+      {data?.explanation ? (
+        <Explanation explanation={data.explanation} onSelect={select} />
+      ) : (
+        query.provisional && (
+          <section class="panel explanation" aria-busy="true">
+            <header>
+              <h2>Comparing this run with others…</h2>
+            </header>
+          </section>
+        )
+      )}
       {data && (
         <section class="panel" aria-label="Details">
           <header>
@@ -140,7 +151,7 @@ export function Run(): JSX.Element {
             </h2>
             {row && <AttemptChoice row={row} />}
             {row && (
-              <button type="button" class="plain" onClick={() => select(WHOLE)}>
+              <button type="button" class="text" onClick={() => select(WHOLE)}>
                 Show the whole run
               </button>
             )}
@@ -160,7 +171,6 @@ export function Run(): JSX.Element {
           </div>
         </section>
       )}
-      {data?.explanation && <Explanation explanation={data.explanation} onSelect={select} />}
     </div>
   );
 }
@@ -205,7 +215,7 @@ function AttemptChoice({ row }: { row: Row }): JSX.Element | null {
   );
 }
 
-function Heading({ details }: { details: RunDetails }): JSX.Element {
+function Heading({ details, isSearching }: { details: RunDetails; isSearching: boolean }): JSX.Element {
   const { run, typical, explanation } = details;
   const ids = object(run.correlation_ids);
   const version = text(object(run.resource).service_version);
@@ -217,10 +227,10 @@ function Heading({ details }: { details: RunDetails }): JSX.Element {
     : typical && typical.rows > 1
       ? typical.p50_ms
       : null;
-  const links: [string, string | undefined][] = [
-    ["org_id", text(ids.org_id)],
-    ["user_id", text(ids.user_id)],
-    ["service_version", version],
+  const links: [string, string, string | undefined][] = [
+    ["Organization", "org_id", text(ids.org_id)],
+    ["User", "user_id", text(ids.user_id)],
+    ["Version", "service_version", version],
   ];
   return (
     <header class="run-heading">
@@ -228,11 +238,16 @@ function Heading({ details }: { details: RunDetails }): JSX.Element {
         <Mark status={text(run.outcome) ?? text(run.status) ?? ""} word={false} />{" "}
         <bdi>{text(run.pipeline_name) ?? "run"}</bdi> <span class={`is-${kind}`}>{outcome(run)}</span>{" "}
         {isOpen ? `for ${duration(took)}` : `after ${duration(took)}`}
-        {usual !== null && <span class="muted"> (typical {duration(usual)})</span>}
+        {usual !== null && <span class="muted"> (p50 {duration(usual)})</span>}
       </h1>
-      {(explanation?.summary || text(run.error)) && (
-        <p>
-          <bdi>{explanation?.summary ?? text(run.error)}</bdi>
+      {text(run.error) && (
+        <p class="is-fail">
+          <bdi>{text(run.error)}</bdi>
+        </p>
+      )}
+      {(explanation?.summary || isSearching) && (
+        <p class={explanation ? "" : "muted"}>
+          <bdi>{explanation?.summary ?? "Comparing this run with others…"}</bdi>
         </p>
       )}
       <p class="facts-line muted">
@@ -241,10 +256,10 @@ function Heading({ details }: { details: RunDetails }): JSX.Element {
           started <Ago at={text(run.started_at) ?? ""} />
         </span>
         {links.map(
-          ([field, each]) =>
+          ([name, field, each]) =>
             each && (
               <span key={field}>
-                {field}{" "}
+                {name}{" "}
                 <Link to={viewAddress("runs", { where: `${identifier(field)} = ${literal(each)}` })}>
                   {each}
                 </Link>
@@ -371,7 +386,7 @@ function Explanation({
   const slow = compared && excess(explanation.duration_ms) > 0;
   if (!compared && !same) return null;
   return (
-    <section class="panel">
+    <section class="panel explanation">
       <header>
         <h2>
           {slow ? "Why this run was slow: compared with " : "Compared with "}

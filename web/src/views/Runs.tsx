@@ -8,6 +8,7 @@ import { count, duration, percent, plural, time } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Headline } from "../parts/Headline";
+import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel } from "../parts/Panel";
 import { moveBetweenRows, RunTable } from "../parts/RunTable";
 import { useQuery } from "../query";
@@ -27,7 +28,7 @@ export function Runs(): JSX.Element {
     limit: 200,
     count: 1,
   });
-  const [checked, setChecked] = useState<string[]>([]);
+  const checked = (state.checked ?? "").split(" ").filter(Boolean);
   const data = query.data;
   useEffect(() => {
     const press = (event: KeyboardEvent) => moveBetweenRows(event, document);
@@ -41,8 +42,10 @@ export function Runs(): JSX.Element {
     ...(data ? { sql: data.sql, markdown: () => markdown(state, data) } : {}),
   });
 
-  const check = (id: string) =>
-    setChecked((all) => (all.includes(id) ? all.filter((each) => each !== id) : [...all.slice(-1), id]));
+  const check = (id: string) => {
+    const next = checked.includes(id) ? checked.filter((each) => each !== id) : [...checked.slice(-1), id];
+    go(changed({ checked: next.join(" ") }), { replace: true });
+  };
   const [first, second] = checked;
 
   return (
@@ -75,7 +78,10 @@ export function Runs(): JSX.Element {
           page.rows.length ? (
             <RunTable rows={page.rows} label="Runs" order={order} checked={checked} onCheck={check} />
           ) : (
-            <NoRuns filtered={Boolean(range.where || range.since || range.until)} />
+            <NoRuns
+              filtered={Boolean(range.where || range.since || range.until)}
+              ranged={Boolean(range.since || range.until)}
+            />
           )
         }
       </Panel>
@@ -155,7 +161,7 @@ function InProgress({ range }: { range: Range }): JSX.Element | null {
   );
 }
 
-function NoRuns({ filtered }: { filtered: boolean }): JSX.Element {
+function NoRuns({ filtered, ranged }: { filtered: boolean; ranged: boolean }): JSX.Element {
   const info = useStore(snapshot);
   if (!filtered) {
     return (
@@ -171,12 +177,8 @@ function NoRuns({ filtered }: { filtered: boolean }): JSX.Element {
   return (
     <Empty>
       <strong>No run matches the filter and the time range.</strong>
-      {info && (
-        <span>
-          {plural(info.runs, "run")}
-          {info.first_at && info.last_at ? ` between ${time(info.first_at)} and ${time(info.last_at)}` : ""}.
-        </span>
-      )}
+      {!ranged && info && <span>The records contain {plural(info.runs, "run")}.</span>}
+      {ranged && <NewestRun />}
       <span>
         <button type="button" onClick={() => go(viewAddress("runs", { where: "", since: "", until: "" }))}>
           Show all runs

@@ -27,8 +27,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of every response. No script runs that is not a file of the UI, and nothing is requested from
-another host."""
+"""Headers of every response. Only scripts of the UI run, and the page cannot send requests to other
+hosts."""
 
 _SAME_ORIGIN = (None, "same-origin", "none")
 """Accepted values of `Sec-Fetch-Site` (Fetch Metadata Request Headers) for the API."""
@@ -44,10 +44,10 @@ def problem_response(problem: Problem) -> Response:
 
 
 class Protection:
-    """Adds the security headers to every response, and rejects requests of other sites.
+    """Adds the security headers to every response, and rejects requests from other sites.
 
-    The Origin is compared with the Host header, not with the address of the server, so that the UI works
-    through a tunnel such as `ssh -L`.
+    The Origin header is compared with the Host header, not with the address of the server, so that the UI
+    works through a tunnel such as `ssh -L`.
 
     Args:
         app: The application.
@@ -78,12 +78,12 @@ def _refuse_other_sites(scope: Scope) -> Response | None:
     headers = Headers(scope=scope)
     origin, host = headers.get("origin"), headers.get("host", "")
     foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
-    # A link from another site may open a page, but no other site may call the API.
+    # Other sites may link to a page, but they may not call the API.
     is_api = "/api/" in scope["path"]
     if foreign or (is_api and headers.get("sec-fetch-site") not in _SAME_ORIGIN):
         return problem_response(
             Problem(
-                title="This request comes from another site.",
+                title="Requests from other sites are not allowed.",
                 status=403,
                 hint="Open the UI directly in the browser.",
                 reason="invalid",
@@ -93,14 +93,14 @@ def _refuse_other_sites(scope: Scope) -> Response | None:
 
 
 class LocalAccess:
-    """Admits only those who know the token. The first URL contains it; then a cookie does.
+    """Requires a token, which the first URL contains and the browser then sends as a cookie.
 
     The name of the cookie contains the port, because browsers send cookies to all ports of a host.
 
     Args:
         app: The application.
-        hosts: Accepted names in the Host header, in addition to those of this machine. A page of another
-            site that resolves its own name to this machine is thereby rejected (DNS rebinding).
+        hosts: Accepted names in the Host header, in addition to those of this machine. Other names are
+            rejected, which prevents DNS rebinding: another site could resolve its name to this machine.
     """
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = ()) -> None:
@@ -122,7 +122,7 @@ class LocalAccess:
         if (name or host) not in self._hosts:
             return problem_response(
                 Problem(
-                    title="The UI is not available under this host name.",
+                    title="The UI does not accept this host name.",
                     status=421,
                     hint="Use http://localhost, or start `stageflow ui --host NAME`.",
                     reason="invalid",
@@ -143,7 +143,7 @@ class LocalAccess:
         if cookie is not None and self._is_token(cookie.value):
             return None
         problem = Problem(
-            title="The token is missing or has expired: the server was restarted.",
+            title="The token is missing, or it expired because the server was restarted.",
             status=401,
             hint="Open the URL that `stageflow ui` printed.",
             reason="expired",

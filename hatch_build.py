@@ -1,7 +1,7 @@
-"""Builds the page of the web UI from `web/` with npm, for sdist and wheel; also `python hatch_build.py`.
+"""Builds the page of the web UI from `web/` with npm, for the sdist and the wheel, or as a script.
 
-The installation of the package never depends on it: without npm or its registry, the package is built without
-the page, and `stageflow ui` explains how to get it. `STAGEFLOW_NO_UI=1` skips it.
+Installing the package never depends on this step: without npm or its registry, the package is built without
+the page, and `stageflow ui` explains how to get it. `STAGEFLOW_NO_UI=1` skips the step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class UIBuildHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        """Return what has to be installed to build the page."""
-        # PEP 517 front ends name the hook that they call on the command line of its process.
+        """Return the packages that are required to build the page."""
+        # The command line of the build process contains the name of the PEP 517 hook.
         is_editable = any("editable" in argument for argument in sys.argv[1:])
         if is_editable or not _is_needed(Path(self.root)) or shutil.which("npm"):
             return []
@@ -80,7 +80,7 @@ def build(root: Path) -> None:
     """Build the page.
 
     Raises:
-        OSError: There is no npm.
+        OSError: npm is not installed.
         subprocess.SubprocessError: npm failed, for example because its registry cannot be reached.
     """
     web, static = root / "web", root / _STATIC

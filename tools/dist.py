@@ -1,4 +1,4 @@
-"""Builds the distributions, and tests them as a user gets them: installed, without a checkout.
+"""Builds the distributions, and tests them as users install them, without a checkout.
 
     python tools/dist.py [--out DIR] [--ray] [--release]
 
@@ -34,7 +34,7 @@ EXTRAS = (
     *("", "cli", "store", "ui", "mcp", "alerts", "starlette", "types", "polars", "pandas", "arrow"),
     *("export", "otlp", "kafka", "nats", "postgres"),
 )
-"""The extras to install, each in a separate environment. `ray` is an option: it takes several hundred MB."""
+"""The extras to install, each in a separate environment. `ray` is optional: it takes several hundred MB."""
 
 PLACEHOLDER = "stageflow.example"
 
@@ -90,7 +90,7 @@ def build(out: Path, epoch: str) -> tuple[Path, Path]:
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
-    """Check that the distributions contain what they need, and nothing else."""
+    """Check that the distributions contain the required files, and no others."""
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = archive.namelist()
     tops = {name.split("/")[0] for name in in_wheel if ".dist-info/" not in name}
@@ -123,7 +123,7 @@ def metadata_of(wheel: Path) -> tuple[dict[str, list[str]], str]:
 
 
 def check_description(description: str) -> None:
-    """Check that the README has only absolute links: a package index shows it without other files."""
+    """Check that the README has only absolute links, because a package index shows it without other files."""
     relative = re.findall(r"\]\((?!https://)([^)]*)\)", description)
     check(not relative, f"relative links in the description: {relative}")
 
@@ -153,7 +153,7 @@ def check_readme_example(scripts: Path, folder: Path, description: str) -> None:
 
 
 def check_commands(scripts: Path, folder: Path, extra: str) -> list[str]:
-    """Run the commands that an extra installs; return what was measured."""
+    """Run the commands that an extra installs; return the measurements."""
     measured = []
     began = time.monotonic()
     demo = run(scripts / "stageflow", "demo", cwd=folder)
@@ -247,8 +247,8 @@ def write_sbom(wheel: Path, out: Path, epoch: str, extras: tuple[str, ...]) -> N
 
 
 def check_release(version: str, description: str) -> None:
-    """Check what must be true before a version is published, and tag the commit."""
-    check(not run("git", "status", "--porcelain").strip(), "the working tree has changes: commit them")
+    """Check the requirements for publishing a version, and tag the commit."""
+    check(not run("git", "status", "--porcelain").strip(), "the working tree has uncommitted changes")
     heading = re.search(
         rf"^## {re.escape(version)} \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
@@ -256,7 +256,7 @@ def check_release(version: str, description: str) -> None:
     dated = heading is not None and re.fullmatch(r"\d{4}-\d{2}-\d{2}", heading[1])
     check(dated, f"CHANGELOG.md does not state the date of {version}")
     check(PLACEHOLDER not in description + (ROOT / "pyproject.toml").read_text(), f"replace {PLACEHOLDER}")
-    check(not run("git", "tag", "--list", f"v{version}").strip(), f"the tag v{version} exists")
+    check(not run("git", "tag", "--list", f"v{version}").strip(), f"the tag v{version} already exists")
     run("git", "tag", "--annotate", f"v{version}", "--message", f"stageflow {version}")
     print(f"tagged v{version}; to publish: git push --tags, and twine upload dist/*.whl dist/*.tar.gz")
 
@@ -265,10 +265,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="directory of the result")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="output directory")
     parser.add_argument("--ray", action="store_true", help="also test the extra `ray`")
     parser.add_argument(
-        "--release", action="store_true", help="check an existing result, and tag the version"
+        "--release", action="store_true", help="check the existing distributions, and tag the version"
     )
     options = parser.parse_args()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -1,4 +1,4 @@
-"""Takes the screenshots of the README and the docs from the demo: `make screenshots`."""
+"""Takes the screenshots for the README and the docs with the data of the demo: `make screenshots`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _take_all(url: str) -> None:
         page.goto(f"{origin}/?view=runs&where=outcome%20%3D%20'failed'")
         page.locator("table.runs tbody a").first.click()
         page.wait_for_url(re.compile("view=run&"))
-        # The tab of the exception shows paths of this machine.
+        # The exception tab shows local paths.
         _take(page, f"{page.url}&tab=attributes", "run.png")
         browser.close()
 

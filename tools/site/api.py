@@ -8,9 +8,8 @@ from pathlib import Path
 
 import griffe
 
-logging.getLogger("griffe").setLevel(
-    logging.ERROR
-)  # it reports fields of base classes that it cannot resolve
+# griffe warns about fields of base classes that it cannot resolve.
+logging.getLogger("griffe").setLevel(logging.ERROR)
 
 __all__ = ["api_pages", "page_of"]
 
@@ -23,7 +22,7 @@ def page_of(package: str) -> str:
 def api_pages(source: Path, packages: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield the name and the Markdown of the page of each package.
 
-    A name that several packages export is documented at the first of them.
+    A name that several packages export is documented in the first of them.
     """
     root = griffe.load("stageflow", search_paths=[source], docstring_parser="google", resolve_aliases=True)
     documented: dict[str, str] = {}

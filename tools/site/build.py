@@ -46,14 +46,14 @@ def assemble(source: Path) -> list[dict[str, Any]]:
 
 
 def with_page_links(text: str) -> str:
-    """Return the text of a page whose links refer to pages of the site."""
+    """Return the text of a page with its links changed to pages of the site."""
     text = re.sub(r"\]\((?:\.\./)?(CHANGELOG|CONTRIBUTING)\.md", lambda link: f"]({link[1].lower()}.md", text)
     text = re.sub(r"\]\(LICENSE\)", "](https://spdx.org/licenses/MIT.html)", text)
     return re.sub(r"\]\(docs/", "](", text)
 
 
 def index(sections: list[dict[str, Any]]) -> str:
-    """Return the first page: the README, with the navigation instead of its list of pages."""
+    """Return the home page: the README, with the navigation instead of its list of pages."""
     text = (ROOT / "README.md").read_text().partition("\n## Documentation\n")[0]
     parts = [text, "\n## Documentation\n"]
     for section in sections:
@@ -81,7 +81,7 @@ def write_text_versions(source: Path, out: Path, sections: list[dict[str, Any]])
         "\n\n".join([readme.partition("\n## Documentation\n")[0], *everything]) + "\n"
     )
     (out / "index.md").write_text(with_page_links(readme))
-    # Sphinx stores images in another directory; the README on a package index refers to this one.
+    # Sphinx moves images to another directory, but the README on a package index refers to this one.
     shutil.copytree(ROOT / "docs" / "images", out / "images")
 
 
@@ -100,7 +100,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="directory of the site")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "site", help="output directory of the site"
+    )
     options = parser.parse_args()
     began = time.monotonic()
     source = options.out.with_name(f"{options.out.name}-source")

@@ -1,6 +1,6 @@
 // Generated from src/stageflow/ui/_api.py by `make api-types`. Do not edit.
 
-/** An interval of a number, and how many rows it contains. */
+/** An interval of a numeric field, and the number of rows in it. */
 export type Bin = {
   low: number;
   high: number;
@@ -72,7 +72,7 @@ export type Difference = {
   varies: string | null;
 };
 
-/** What is different about a selection: `GET /api/differences?select=PREDICATE`. */
+/** How a selection differs from the rest: `GET /api/differences?select=PREDICATE`. */
 export type Differences = {
   snapshot: number;
   explanation: Explanation;
@@ -343,7 +343,7 @@ export type Series = {
   sql: string;
 };
 
-/** One line of each chart. All lists have one element for each time step; None is a gap. */
+/** One line of each chart. Each list has one element per time step; None is a gap. */
 export type SeriesGroup = {
   name: string | null;
   where: string | null;
@@ -388,7 +388,7 @@ export type SqlResult = {
   ms: number;
 };
 
-/** The graph of a pipeline, from the newest run. */
+/** The graph of a pipeline, from its newest run. */
 export type StageGraph = {
   pipeline: string;
   stages: string[];
@@ -407,7 +407,7 @@ export type StageMeasured = {
   retried_ms: Measured;
 };
 
-/** A stage of a pipeline, with its course over time. */
+/** A stage of a pipeline, with its statistics over time. */
 export type StageRow = {
   stat: Stat;
   where: string;
@@ -467,7 +467,7 @@ export type Status = {
   cache_bytes: number;
 };
 
-/** The typical duration of a stage, or of the run, in its pipeline: of those that ended OK. */
+/** The typical duration of a stage or a run in its pipeline, from those that ended OK. */
 export type Typical = {
   p50_ms: number | null;
   p95_ms: number | null;
@@ -485,7 +485,7 @@ export type UnusualValue = {
   high: number | null;
 };
 
-/** A process that writes to the journal, or did. */
+/** A process that writes or has written to the journal. */
 export type WriterStatus = {
   name: string;
   open: boolean;

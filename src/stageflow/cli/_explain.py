@@ -42,7 +42,7 @@ def explain(
         typer.Argument(
             metavar="SELECTION",
             help="failed, slow (the slowest 5%), a window (2h..1h), version=1.5, an SQL predicate, or one"
-            " run: last, or its id as `show` accepts it.",
+            " run: last, or an id that `show` accepts.",
         ),
     ] = "failed",
     against: Annotated[
@@ -50,7 +50,7 @@ def explain(
         typer.Option(
             metavar="SELECTION",
             show_default=False,
-            help="Selection to compare against, or 1d or 1w: the same window that much earlier."
+            help="Selection to compare with, or an offset such as 1d for the same window that much earlier."
             " Defaults to all other rows.",
         ),
     ] = None,
@@ -59,7 +59,7 @@ def explain(
         typer.Option(
             metavar="SQL",
             show_default=False,
-            help="SQL predicate that restricts both sides: the selection and the rows to compare with.",
+            help="SQL predicate that restricts both the selection and the rows to compare with.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -80,18 +80,18 @@ def explain(
         bool,
         typer.Option(
             "--changed",
-            help="Show what occurred for the first time shortly before: versions, values, errors.",
+            help="Also list versions, values and errors that first occurred shortly before the onset.",
         ),
     ] = False,
     together: Annotated[
-        bool, typer.Option("--together", help="Compare the runs of all pipelines with each other.")
+        bool, typer.Option("--together", help="Compare the runs of all pipelines together, not separately.")
     ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
             metavar="FIELD",
             show_default=False,
-            help="Field whose values are independent units. Defaults to session_id, root_run_id or user_id.",
+            help="Field that identifies dependent rows. Defaults to session_id, root_run_id or user_id.",
         ),
     ] = None,
     sort: Annotated[
@@ -109,8 +109,8 @@ def explain(
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
-    Every field is compared, and differences that could be due to chance are omitted. `--pipeline`, `--stage`,
-    `--since` and `--until` restrict both sides. The runs of each pipeline are compared separately.
+    The command compares every field, and omits differences that could be due to chance. `--pipeline`,
+    `--stage`, `--since` and `--until` restrict both sides. The runs of each pipeline are compared separately.
 
     - `stageflow explain --since 2h`
 

@@ -45,7 +45,7 @@ UrlsArgument = Annotated[
     typer.Argument(
         metavar="[URL]...",
         show_default=False,
-        help="Targets. Default to the setting `export` of STAGEFLOW_EXPORT or pyproject.toml.",
+        help="Target URLs. Defaults to STAGEFLOW_EXPORT, or the setting `export` in pyproject.toml.",
     ),
 ]
 UrlEnvOption = Annotated[
@@ -57,7 +57,7 @@ NameOption = Annotated[
     typer.Option(
         metavar="NAME",
         show_default=False,
-        help="Name of the exporter, if there is one target. Defaults to a name derived from the URL.",
+        help="Name of the exporter; requires a single target. Defaults to a name derived from the URL.",
     ),
 ]
 SecretEnvOption = Annotated[
@@ -90,18 +90,18 @@ def run(
         bool, typer.Option("--at-end", help="Skip the events that exist when the exporter first starts.")
     ] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="Send the events that exist now, and exit; for cron.")
+        bool, typer.Option("--once", help="Send the existing events and exit, for example from cron.")
     ] = False,
     stop_timeout: Annotated[
         Any,
-        span_option("--stop-timeout", "s", description="Maximum time to send a batch after SIGTERM (10s)."),
+        span_option("--stop-timeout", "s", description="Time limit for the last batch. Defaults to 10s."),
     ] = None,
 ) -> None:
     """Send the events of a journal to one or more targets, until the process is stopped.
 
-    Several processes can run the same command: one exports, the others wait, and one of them continues within
-    5 seconds if it ends. After SIGTERM or Ctrl-C, the current batch is sent, and the exit code is 0. With
-    `--once`, the exit code is 1 if a target is unavailable.
+    Several processes can run the same command: one exports, and the others wait. If that process exits,
+    another one takes over within 5 seconds. After SIGTERM or Ctrl-C, the command sends the current batch and
+    exits with code 0. With `--once`, the exit code is 1 if a target is unavailable.
 
     - `stageflow export run https://collector.example/events`
 
@@ -138,11 +138,11 @@ def status(
     journal: JournalOption = None,
     as_json: Annotated[bool, json_option("Print one JSON object per exporter.")] = False,
 ) -> None:
-    """Show the lag and the counters of each exporter that has run for a journal, and its last error.
+    """Show the lag, the counters and the last error of each exporter that has run for a journal.
 
-    `lag` is the number of events that were not exported, `oldest` the age of the oldest of them. `waiting` is
-    the number of rejected events that `stageflow export retry` sends again, and `missed` the number of events
-    that retention deleted before they were exported.
+    `lag` is the number of events that have not been exported yet, `oldest` the age of the oldest of them.
+    `waiting` is the number of rejected events that `stageflow export retry` sends again, and `missed` the
+    number of events that retention deleted before they were exported.
 
     - `stageflow export status`
 
@@ -167,7 +167,7 @@ def retry(
     headers_env: HeadersEnvOption = None,
     as_json: Annotated[bool, json_option("Print one JSON object per exporter.")] = False,
 ) -> None:
-    """Send the events again that a target rejected. Those that it rejects again are kept.
+    """Resend the events that a target rejected. Events that it rejects again are kept.
 
     Use the arguments of `stageflow export run`. The exit code is 1 if an event was not sent or was rejected.
 
@@ -197,8 +197,8 @@ def sql(
 ) -> None:
     """Print the SQL statements that create the tables and views of a target, for a database administrator.
 
-    An exporter that may create objects executes these statements itself. Another one needs the privileges to
-    use the schema, and to select from and insert into its table `events`.
+    An exporter that has the privilege to create objects executes these statements itself. Otherwise, it needs
+    the privileges to use the schema, and to select from and insert into its table `events`.
 
     - `stageflow export sql postgres | psql shop`
     """
@@ -229,7 +229,7 @@ def _exporters(
                 raise typer.BadParameter("these options require a URL")
             return found
         if name is not None and len(targets) > 1:
-            raise typer.BadParameter("one name requires one target", param_hint="--name")
+            raise typer.BadParameter("expected a single target", param_hint="--name")
         return exporters_of([exporter_for(**target, name=name, **options) for target in targets])
     except SettingsError:
         raise

@@ -27,9 +27,9 @@ def init(
         ),
     ],
 ) -> None:
-    """Write a small project that runs: a pipeline, its test, and the settings of the record.
+    """Create a small project with a pipeline, a test and settings, ready to run.
 
-    Existing files are never changed: if one of the files exists, nothing is written.
+    The command never changes existing files: if one of the files exists, it writes nothing.
 
     - `stageflow init shop`
     """

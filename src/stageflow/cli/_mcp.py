@@ -16,13 +16,13 @@ def mcp(
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     skill: Annotated[
-        bool, typer.Option("--skill", help="Print the skill file, which states what to call first, and exit.")
+        bool, typer.Option("--skill", help="Print the skill file for coding agents, and exit.")
     ] = False,
 ) -> None:
-    """Serve the records to coding agents: ten read-only MCP tools on standard input and output.
+    """Serve the records to coding agents: ten read-only MCP tools over standard input and output.
 
     An MCP client starts this command; see `docs/mcp.md` for its configuration. The tools read one journal,
-    which may not exist yet, and accept no credentials.
+    which does not have to exist yet, and accept no credentials.
 
     - `stageflow mcp --journal journal`
 

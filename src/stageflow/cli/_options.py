@@ -94,7 +94,7 @@ def _stage_and_one_of(*known: str) -> Check:
     def check(text: str | None) -> str | None:
         name, colon, status = (text or "").partition(":")
         if text is not None and not name:
-            raise typer.BadParameter(f"{text!r} does not name a stage")
+            raise typer.BadParameter(f"{text!r} is not a valid stage: expected NAME or NAME:STATUS")
         if colon:
             check_status(status)
         return text
@@ -435,7 +435,7 @@ HtmlOption = Annotated[
         metavar="FILE",
         dir_okay=False,
         show_default=False,
-        help="Write a page for the browser, which needs no server, to this file. Needs the extra `ui`.",
+        help="Write a self-contained HTML page to this file. Requires the extra `ui`.",
     ),
 ]
 

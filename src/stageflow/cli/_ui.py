@@ -19,17 +19,20 @@ def ui(
     archive: ArchiveOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free port.")] = 8765,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on. By default, only this machine.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to listen on. By default, only this machine can connect."
+        ),
     ] = "127.0.0.1",
     allow_actions: Annotated[
-        bool, typer.Option("--allow-actions", help="Allow the page to silence alerts.")
+        bool, typer.Option("--allow-actions", help="Allow users to silence alerts.")
     ] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the UI in the default browser.")] = False,
 ) -> None:
-    """Show runs, causes, errors and stages in the browser.
+    """Serve a web UI that shows runs, errors and stages, and explains failed and slow runs.
 
-    The URL contains a token; keep it private. The UI shows new runs as they are written. It changes nothing,
-    unless `--allow-actions` is given.
+    The URL contains a token; keep it private. The UI shows new runs as they are written. It is read-only
+    unless you pass `--allow-actions`.
 
     - `stageflow ui --open`
 
@@ -42,7 +45,7 @@ def ui(
     def started(url: str) -> None:
         print_text(f"The web UI is at {url}")
         print_text(
-            f"From another machine: {tunnel_command(urlsplit(url).port or 80)}, then the same URL there"
+            f"From another machine: {tunnel_command(urlsplit(url).port or 80)}, then open the same URL there"
         )
         print_text("Press Ctrl-C to stop.")
         if open_browser:

@@ -1,9 +1,9 @@
-"""The exporters that run in the background of a process, and end with it."""
+"""The exporters that run in the background of a process and stop when it exits."""
 
 from __future__ import annotations
 
-# Registers a hook that stops the threads that resolve host names. It must be registered before ours, because
-# hooks run in reverse order.
+# The import registers an exit hook that stops the threads that resolve host names. It must be registered
+# before the hook of this module, because hooks run in reverse order.
 import concurrent.futures.thread  # noqa: F401
 import contextlib
 import os
@@ -17,15 +17,15 @@ __all__ = ["BackgroundExport"]
 
 
 class BackgroundExport:
-    """Runs exporters on daemon threads until `stop` is called, or the process ends.
+    """Runs exporters on daemon threads until `stop` is called or the process exits.
 
-    When the process ends, they send what the journal contains, within a time limit. A forked child does not
-    export: the journal has the events of both processes, and the parent exports them.
+    When the process exits, they send the remaining events of the journal, within a time limit. A forked child
+    does not export: both processes write to the journal, and the parent exports the events of both.
 
     Args:
         journal: Directory of the journal.
         exporters: The targets.
-        exit_seconds: Maximum time at the end of the process.
+        exit_seconds: Maximum time to send events when the process exits, in seconds.
     """
 
     def __init__(self, journal: str, exporters: Sequence[Exporter], exit_seconds: float) -> None:
@@ -44,8 +44,8 @@ class BackgroundExport:
         """Stop all exporters, and wait for them. Blocks.
 
         Args:
-            seconds: Maximum time for all of them together.
-            drain: Whether to send what the journal contains now.
+            seconds: Maximum total time, in seconds.
+            drain: Whether to send the events that are in the journal now.
         """
         runners, self._runners = self._runners, []
         if os.getpid() != self._pid:

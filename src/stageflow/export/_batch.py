@@ -21,7 +21,7 @@ class ExportEvent(Struct, frozen=True, gc=False):
     Attributes:
         type: "stage.wide", "pipeline.wide", "stage.wide.amend", "pipeline.wide.amend", or the type of a
             custom event.
-        id: The `event_id`. For an event without one, such as `stageflow.health`, its place in the journal.
+        id: The `event_id`. For an event without one, such as `stageflow.health`, its position in the journal.
         revision: 0; for an amendment, its time in microseconds since the Unix epoch. An amendment has the
             `id` of the event that it amends.
         run_id: The `pipeline_run_id` of the event, or None.
@@ -47,7 +47,7 @@ class Batch(Struct, frozen=True):
     """Events that are sent together, in the order of the journal.
 
     Attributes:
-        id: Id derived from the events: a batch of the same events has the same id.
+        id: Id derived from the events; batches with the same events have the same id.
         events: The events; at least one.
     """
 
@@ -56,7 +56,7 @@ class Batch(Struct, frozen=True):
 
     @classmethod
     def of(cls, events: Iterable[ExportEvent]) -> Batch:
-        """Return the batch of some events.
+        """Return a batch of the given events.
 
         Example:
             >>> event = ExportEvent("stage.wide", "r1/a/1", 0, "r1", b"{}")
@@ -83,7 +83,7 @@ _decode_head = decoder(_Head)
 
 
 def event_of(entry: Entry) -> ExportEvent:
-    """Return the event of an entry of the journal."""
+    """Return the event for an entry of the journal."""
     head = _decode_head(entry.json) or _Head()  # data that is not an object has no ids
     event_id, ids = head.event_id, head.correlation_ids
     if not isinstance(event_id, str) or not event_id:

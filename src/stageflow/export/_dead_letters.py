@@ -64,7 +64,7 @@ class DeadLetterFile(Struct, frozen=True):
     first: int
 
     def read(self) -> list[DeadLetter]:
-        """Return the dead letters; a damaged line is skipped.
+        """Return the dead letters; damaged lines are skipped.
 
         Raises:
             OSError: The file cannot be read.
@@ -78,7 +78,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class DeadLetters:
-    """The directory of the rejected events of one exporter, with one file for each batch that had any.
+    """The directory of the rejected events of an exporter, with one file per batch that contained any.
 
     Args:
         path: The directory.
@@ -100,11 +100,11 @@ class DeadLetters:
 
     def __iter__(self) -> Iterator[DeadLetter]:
         for file in self.files():
-            with contextlib.suppress(FileNotFoundError):  # resent or expired meanwhile
+            with contextlib.suppress(FileNotFoundError):  # resent or expired in the meantime
                 yield from file.read()
 
     def write(self, first: int, letters: Sequence[DeadLetter]) -> None:
-        """Store the dead letters of a batch durably; without any, remove the file.
+        """Store the dead letters of a batch durably, or remove its file if the batch has none.
 
         Args:
             first: Number of the first event of the batch. A batch that is sent again after a crash replaces
@@ -124,7 +124,7 @@ class DeadLetters:
                 os.unlink(path)
 
     def remove_from(self, first: int) -> None:
-        """Remove the files of batches whose position was not stored: these batches are sent again."""
+        """Remove the files of batches whose position was not stored, because these batches are sent again."""
         for file in self.files():
             if file.first >= first:
                 os.unlink(file.path)
@@ -141,7 +141,7 @@ class DeadLetters:
         """
         found = []
         for file in self.files():
-            with contextlib.suppress(FileNotFoundError):  # resent meanwhile
+            with contextlib.suppress(FileNotFoundError):  # resent in the meantime
                 found.append((file, os.stat(file.path)))
         size, expired = sum(status.st_size for _, status in found), 0
         for file, status in found:

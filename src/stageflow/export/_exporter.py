@@ -24,7 +24,7 @@ class Rejected(Struct, frozen=True):
 
     Attributes:
         index: Its position in the batch, starting at 0.
-        reason: Why, in one line.
+        reason: Why the target rejected it, in one line.
     """
 
     index: int
@@ -32,14 +32,14 @@ class Rejected(Struct, frozen=True):
 
 
 class Sent(Struct, frozen=True):
-    """The result of sending a batch that arrived.
+    """The result of sending a batch that reached the target.
 
     Attributes:
         rejected: The events that the target does not accept; by default none.
-        duplicates: Number of events that the target already had, if it reports that.
-        rejected_unnamed: Number of events that the target rejected without naming them. They are counted, but
-            cannot be sent again.
-        message: Why it rejected them.
+        duplicates: Number of events that the target already had, if it reports them.
+        rejected_unnamed: Number of events that the target rejected without identifying them. They are
+            counted, but cannot be sent again.
+        message: Why the target rejected these events.
     """
 
     rejected: tuple[Rejected, ...] = ()
@@ -49,13 +49,14 @@ class Sent(Struct, frozen=True):
 
 
 class NotSent(Exception):
-    """A batch did not arrive, or the target rejected it as a whole.
+    """A batch did not reach the target, or the target rejected the whole batch.
 
     Attributes:
         reason: What happened, in one line, without secrets.
-        problem: "unavailable": send the batch again later. "rejected": the target does not accept at least
-            one of its events, which is found by sending halves of the batch. "too_large": send halves of it.
-        retry_after: Seconds that the target requests before the next attempt; None if it does not.
+        problem: "unavailable": the runner sends the batch again later. "rejected": the target does not accept
+            at least one of the events; the runner sends the batch in halves to find it. "too_large": the
+            runner sends the batch in halves.
+        retry_after: Minimum delay in seconds that the target requests; None if it does not request one.
 
     Example:
         raise NotSent("HTTP status 429", retry_after=30)
@@ -78,7 +79,8 @@ class Exporter(abc.ABC):
 
     Attributes:
         name: Name of the cursor, the counters and the rejected events of this exporter: at most 80 letters,
-            digits, ".", "_" and "-". Of several processes whose exporters have the same name, one exports.
+            digits, ".", "_" and "-". If several processes run exporters with the same name, only one of them
+            exports.
 
     Example:
         class Print(Exporter):
@@ -108,16 +110,16 @@ class Exporter(abc.ABC):
             batch: The events.
 
         Raises:
-            NotSent: It did not arrive. Any other exception has the same effect as `NotSent`.
+            NotSent: The batch was not sent. Any other exception has the same effect.
         """
 
     async def close(self) -> None:
-        """Release connections; called once, after the last batch. Does nothing by default."""
+        """Release connections. Called once, after the last batch; does nothing by default."""
         return
 
 
 def check_name(name: object) -> str:
-    """Return the name of an exporter if it is valid.
+    """Return the validated name of an exporter.
 
     Raises:
         InvalidArgumentError: The name is invalid.

@@ -47,16 +47,16 @@ _decode_answer = decoder(_Answer)
 class HttpExporter(Exporter):
     """POSTs each batch as NDJSON: one JSON object per line, with `type`, `event_id`, `revision` and `data`.
 
-    Any status of 2xx accepts the batch. A JSON object in the response can reject events of it, by their line:
-    `{"rejected": [{"index": 3, "reason": "unknown field"}]}`. 400 and 422 reject the batch; it is sent again
-    in halves until the events are found that the target does not accept. 413 also sends halves. After any
-    other status, and if there is no response, the batch is sent again later.
+    Any status of 2xx accepts the batch. A JSON object in the response can reject individual events by their
+    line: `{"rejected": [{"index": 3, "reason": "unknown field"}]}`. 400 and 422 reject the batch; it is sent
+    again in halves until the events that the target does not accept are found. After 413, the batch is also
+    sent in halves. After any other status, and if there is no response, the batch is sent again later.
 
     Args:
         url: The URL. A user and password in it are sent as basic authentication.
         name: Name of the exporter; default one that is derived from the URL.
         secret_env: Environment variable with the secret that signs batches according to Standard Webhooks;
-            default None, for no signature. The signature is that of the body before compression.
+            default None, for no signature. The signature covers the uncompressed body.
         headers_env: Environment variable with additional headers, as `name=value,name=value`, with values in
             percent-encoding; default None.
         compress: Whether to compress batches with gzip; default True.
@@ -124,7 +124,7 @@ class HttpExporter(Exporter):
         except HttpError as error:
             raise NotSent(error.reason) from None
         raise_for_status(response)
-        # Many targets respond with a text or an empty body.
+        # Many targets respond with plain text or an empty body.
         answer = _decode_answer(response.body) or _Answer()
         refused = tuple(Rejected(each.index, each.reason) for each in answer.rejected)
         return Sent(refused, answer.duplicates)
@@ -168,7 +168,7 @@ def raise_for_status(response: HttpResponse) -> None:
 
 
 def _detail(body: bytes) -> str:
-    """Return the first line of a response for the reason of a rejection, or an empty string."""
+    """Return the first line of a response as the reason for a rejection, or an empty string."""
     lines = body[:300].decode(errors="replace").strip().splitlines()
     text = "".join(char for char in lines[0] if char.isprintable()) if lines else ""
     return f": {text}" if text else ""
@@ -181,7 +181,7 @@ def headers_of_environment(variable: str | None) -> Mapping[str, str]:
         variable: Name of the variable, or None for no headers.
 
     Raises:
-        NotSent: The variable is not set, or has another format.
+        NotSent: The variable is not set, or has an invalid format.
     """
     if variable is None:
         return {}

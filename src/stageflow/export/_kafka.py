@@ -24,10 +24,10 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 class KafkaExporter(Exporter):
-    """Produces each event as a message whose key is the run id, so that a partition has the order of a run.
+    """Produces each event as a message whose key is the run id, so that the events of a run remain in order.
 
     The producer is idempotent: it does not duplicate a message while it retries. If the process dies, a batch
-    is produced again; consumers drop duplicates by the headers `event_id` and `revision`.
+    can be produced again; consumers can detect duplicates by the headers `event_id` and `revision`.
 
     Args:
         url: Addresses of brokers, and the topic: "kafka://broker-1:9092,broker-2:9092/events".
@@ -85,7 +85,7 @@ class KafkaExporter(Exporter):
 
     async def send(self, batch: Batch) -> Sent:
         try:
-            # librdkafka blocks until the broker has acknowledged the batch.
+            # The call blocks until the brokers have acknowledged the batch.
             failures = await asyncio.to_thread(self._produce, batch)
         except self._kafka.KafkaException as error:
             await self.close()
@@ -135,10 +135,10 @@ class KafkaExporter(Exporter):
 
 
 class _Silent:
-    """A logger for librdkafka: the runner reports errors."""
+    """A logger that discards the messages of librdkafka, because the runner reports errors."""
 
     def log(self, *arguments: Any) -> None:
-        """Ignore a line."""
+        """Discard a message."""
 
 
 def _config_of_environment(variable: str | None) -> dict[str, Any]:

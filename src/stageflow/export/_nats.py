@@ -101,7 +101,7 @@ class NatsExporter(Exporter):
                         continue
                     headers = {"Nats-Msg-Id": message_id(event)}
                     subject = f"{self._subject}.{_token(event.type)}"
-                    # Published in order on one connection, so that the stream has the order of the batch.
+                    # Publishing in order on one connection preserves the order of the batch in the stream.
                     acknowledgements.append(
                         await jetstream.publish_async(
                             subject, line, stream=self._stream, headers=headers, wait_stall=self._timeout
@@ -150,12 +150,12 @@ class NatsExporter(Exporter):
     async def close(self) -> None:
         connection, self._connection, self._jetstream = self._connection, None, None
         if connection is not None:
-            with contextlib.suppress(Exception):  # it may be closed already
+            with contextlib.suppress(Exception):  # the connection may already be closed
                 await connection.close()
 
 
 def message_id(event: ExportEvent) -> str:
-    """Return the id by which a stream recognizes an event; a header cannot contain every `event_id`."""
+    """Return the message id for deduplication. A hash, because a header cannot contain every `event_id`."""
     return hashlib.sha256(f"{event.id}\n{event.revision}".encode()).hexdigest()[:32]
 
 
@@ -164,7 +164,7 @@ def _token(event_type: str) -> str:
 
 
 async def _ignore(error: Exception) -> None:
-    """Ignore errors that `send` reports: nats-py would log them as well."""
+    """Ignore errors that `send` reports; otherwise nats-py would also log them."""
 
 
 def _nats() -> Any:

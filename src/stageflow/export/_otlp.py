@@ -1,4 +1,4 @@
-"""`OtlpExporter`: sends runs and attempts as spans, and other events as log records, by OTLP over HTTP."""
+"""`OtlpExporter`: sends runs and attempts as spans, and other events as log records, over OTLP/HTTP."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class OtlpExporter(Exporter):
     A run and each attempt of a stage are spans with the ids of their `trace`. A dependency between stages is
     a span link. Custom events and amendments are log records with an event name.
 
-    A span cannot be changed, so amendments do not change it. A receiver that rejects a part of a batch does
-    not name it, so those events are counted, but not written to a dead-letter file.
+    A span cannot be changed, so amendments do not change it. If a receiver rejects part of a batch, it does
+    not identify the rejected events, so they are counted but not written to a dead-letter file.
 
     Args:
         url: Base URL, with or without the prefix "otlp+": "https://collector.example:4318". Spans are sent to
@@ -96,7 +96,7 @@ class OtlpExporter(Exporter):
         self._compress = compress
         self._timeout = timeout
         self._client: HttpClient | None = None
-        # The last batch whose spans were accepted, so that its log records alone are sent again.
+        # The last batch whose spans were accepted, so that only its log records are sent again.
         self._accepted: tuple[str, Sent] | None = None
 
     @property

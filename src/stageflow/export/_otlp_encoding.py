@@ -23,7 +23,7 @@ Record = TypeVar("Record", Span, LogRecord)
 
 
 class PartialSuccess(Struct, frozen=True):
-    """The number of spans or log records that a receiver rejected, and why. It does not name them."""
+    """The number of spans or log records that a receiver rejected, and why. It does not identify them."""
 
     rejected: int = 0
     message: str = ""
@@ -72,7 +72,7 @@ _decode_response = decoder(_JsonResponse)
 
 
 class JsonEncoding(Encoding):
-    """OTLP as JSON: ids in hex, 64-bit integers as texts."""
+    """OTLP as JSON: ids in hex, 64-bit integers as strings."""
 
     content_type = "application/json"
 
@@ -163,7 +163,7 @@ def _json_value(value: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Return a text as it is, and any other value as JSON: few receivers display nested values."""
+    """Return a string unchanged, and any other value as JSON, because few receivers display nested values."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -238,7 +238,7 @@ class ProtobufEncoding(Encoding):
         response = self._traces.ExportTraceServiceResponse()
         try:
             response.ParseFromString(body)
-        except Exception:  # a DecodeError of protobuf, which has no types that mypy could import
+        except Exception:  # protobuf's DecodeError; protobuf has no type information
             return PartialSuccess()
         partial = response.partial_success
         return PartialSuccess(int(partial.rejected_spans), str(partial.error_message))

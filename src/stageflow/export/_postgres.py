@@ -1,4 +1,4 @@
-"""`PostgresExporter`: inserts events into PostgreSQL, each of them once."""
+"""`PostgresExporter`: inserts each event into PostgreSQL exactly once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["PostgresExporter", "day_of"]
 
 
 _LOCK = 0x73746167  # "stag"
-"""Key of the advisory lock for changes of the tables, which several exporters may make at the same time."""
+"""Key of the advisory lock for changes to the tables, which several exporters may attempt concurrently."""
 
 _NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
@@ -50,9 +50,9 @@ class PostgresExporter(Exporter):
 
     An event that is already in the table is not inserted again, and counts as a duplicate. The tables and
     views are created and updated when the first batch is sent. A user without the privilege to create them
-    can use those of `stageflow export sql postgres`.
+    can use the tables and views that `stageflow export sql postgres` creates.
 
-    A NUL character in a text, which PostgreSQL cannot store, becomes U+FFFD.
+    NUL characters, which PostgreSQL cannot store in text, are replaced with U+FFFD.
 
     Args:
         url: URL of the database: "postgresql://user:password@host/database". libpq's environment variables
@@ -95,7 +95,7 @@ class PostgresExporter(Exporter):
                 raise NotSent(_message(error), problem="rejected") from None
             await self.close()
             raise NotSent(_message(error)) from None
-        except BaseException:  # a connection that was cancelled is in an unknown state
+        except BaseException:  # the state of a connection is unknown after a cancellation
             await self.close()
             raise
 
@@ -184,8 +184,8 @@ _NO_DAY = date(1970, 1, 1)
 def day_of(event: ExportEvent) -> date:
     """Return the day, in UTC, that determines the partition of an event. It is the same in every attempt.
 
-    It is the day of the timestamp in the id of the run, otherwise of `started_at`, `emitted_at` or
-    `amended_at`, otherwise 1970-01-01.
+    The day is that of the timestamp in the run id, otherwise of `started_at`, `emitted_at` or `amended_at`,
+    otherwise 1970-01-01.
     """
     if (in_id := _day_in_id(event.id)) is not None:
         return in_id
@@ -226,6 +226,6 @@ def _message(error: Any) -> str:
 def _psycopg() -> Any:
     try:
         import psycopg
-    except ImportError as error:  # also if libpq is missing
+    except ImportError as error:  # psycopg also raises ImportError if libpq is missing
         raise MissingExtraError("a PostgreSQL exporter", "postgres") from error
     return psycopg

@@ -29,7 +29,7 @@ _TYPES = {
 
 
 def check_schema(schema: object) -> str:
-    """Return the name of a schema if it is valid.
+    """Return the validated name of a schema.
 
     Raises:
         InvalidArgumentError: The name is invalid.
@@ -44,8 +44,8 @@ def check_schema(schema: object) -> str:
 def table_sql(schema: str) -> Sequence[str]:
     """Return the statements that create the table of events, its default partition and its indexes.
 
-    The default partition receives the events of days without a partition, so that a user who may not create
-    partitions can insert events.
+    The default partition receives the events of days without a partition, so that a user without the
+    privilege to create partitions can insert events.
 
     Args:
         schema: Name of the schema.
@@ -84,7 +84,7 @@ def partition_sql(schema: str, day: date) -> str:
 
 
 def view_sql(schema: str) -> Sequence[str]:
-    """Return the statements that replace the views. Their columns have the names of those of the store.
+    """Return the statements that replace the views. The columns have the same names as in the store.
 
     Args:
         schema: Name of the schema.

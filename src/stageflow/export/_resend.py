@@ -1,4 +1,4 @@
-"""Sends rejected events again, after the target or its configuration was corrected."""
+"""Resends rejected events after the target or its configuration has been corrected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Resent(Struct, frozen=True):
 def resend(
     journal: str | os.PathLike[str], exporter: Exporter, *, settings: ExportSettings | None = None
 ) -> Resent:
-    """Send the rejected events of an exporter again, oldest first, also while a runner exports other events.
+    """Resend the rejected events of an exporter, oldest first, even while a runner exports other events.
 
     Call it from synchronous code. If the process dies, events that were sent just before are sent again.
 
@@ -84,7 +84,7 @@ def _resend(
         kept: list[DeadLetter] = []
         try:
             known = file.read()
-        except FileNotFoundError:  # expired meanwhile
+        except FileNotFoundError:  # expired in the meantime
             continue
         for part in _parts(known, limits.batch_bytes):
             if error is not None:
@@ -103,7 +103,7 @@ def _resend(
 def _send(
     runner: asyncio.Runner, exporter: Exporter, letters: Sequence[DeadLetter], seconds: float
 ) -> tuple[list[DeadLetter], list[DeadLetter], str | None]:
-    """Send dead letters; return those not sent, those rejected again, and why the former were not sent."""
+    """Send dead letters; return those not sent, those rejected again, and why sending failed."""
     outcome = runner.run(attempt(exporter, Batch.of(letter.event() for letter in letters), seconds))
     now = rfc3339(get_clock().wall_ns() // 1000)
     if isinstance(outcome, Sent):
@@ -127,7 +127,7 @@ def _send(
 
 
 def _parts(letters: Sequence[DeadLetter], max_bytes: int) -> Iterator[list[DeadLetter]]:
-    """Yield the dead letters in parts of a limited size; a larger one alone."""
+    """Yield the dead letters in batches of limited size; a larger dead letter is a separate batch."""
     part: list[DeadLetter] = []
     size = 0
     for letter in letters:

@@ -23,8 +23,8 @@ class ExportSettings(Struct, frozen=True, kw_only=True):
     Attributes:
         batch_events: Maximum number of events of a batch; default 1,000.
         batch_bytes: Maximum total size of the JSON of these events, in bytes; default 1 MiB. A larger event
-            is sent alone.
-        batch_seconds: Maximum time for which a batch that is not full waits for more events; default 1 s.
+            is sent in a separate batch.
+        batch_seconds: Maximum time to wait for a batch to fill; default 1 s.
         send_seconds: Maximum duration of one attempt to send a batch; default 60 s.
         retry_first: Delay in seconds after the first failed attempt; default 1. It doubles with each failure.
         retry_max: Maximum delay in seconds; default 60. A Retry-After can exceed it, up to an hour.
@@ -104,7 +104,7 @@ class Retries:
         """Count a failure, and return the delay in seconds before the next attempt.
 
         Args:
-            retry_after: Seconds that the target requests; the delay is not shorter.
+            retry_after: Minimum delay in seconds that the target requests; None if it does not request one.
         """
         self.failures += 1
         limits = self._settings

@@ -53,7 +53,7 @@ _TAKEOVER_SECONDS = 1.0
 """Interval at which a runner checks whether the process that exports has ended."""
 
 _IDLE_COMMIT_SECONDS = 10.0
-"""Interval at which the position is stored while there are no events, but marks such as heartbeats."""
+"""Interval at which the position is stored while the journal receives only marks, such as heartbeats."""
 
 _CLOSE_SECONDS = 1.0
 """Maximum duration of `Exporter.close`."""
@@ -73,10 +73,10 @@ class _Delivered(Struct):
 class ExportRunner:
     """Exports the events of all writers of a journal to one target, until it is stopped.
 
-    Several processes can run exporters with the same name for a journal: one exports, the others wait. If it
-    ends or dies, another one continues within a few seconds. Each event is sent at least once; a receiver
-    drops duplicates by `id` and `revision`. A batch is the only data in memory: while the target is slow or
-    unavailable, events remain in the journal.
+    Several processes can run exporters with the same name for a journal: one exports, and the others wait. If
+    that process exits or is killed, another one takes over within a few seconds. Each event is sent at least
+    once; a receiver can detect duplicates by `id` and `revision`. Only one batch is held in memory: while the
+    target is slow or unavailable, events remain in the journal.
 
     An error in the journal or the target is logged once, counted, and retried.
 
@@ -84,14 +84,14 @@ class ExportRunner:
         journal: Directory of the journal. It can be created later.
         exporter: The target.
         settings: Batches, retries and retention of rejected events; default `ExportSettings()`.
-        at_end: When an exporter with this name first starts, skip the events that are in the journal; default
-            False.
+        at_end: Whether to skip the existing events in the journal when an exporter with this name first
+            starts; default False.
         on_change: Called with the state after each attempt to send a batch, on the thread of the runner;
             default None.
 
     Attributes:
-        status: "exporting"; "standby" while another process exports, and after the end if it still did; or
-            "stopped".
+        status: "exporting"; "standby" while another process exports, which remains the status if the runner
+            is stopped in that state; or "stopped".
         state: The counters, and the last error.
 
     Raises:
@@ -125,7 +125,7 @@ class ExportRunner:
         self._logged: set[str] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Set by `stop`, in this order.
+        # `stop` sets these attributes in this order.
         self._stop_at: float | None = None
         self._draining = False
         self._stopping = threading.Event()
@@ -153,7 +153,7 @@ class ExportRunner:
                 False.
 
         Returns:
-            False if the thread did not end in time.
+            False if the thread did not end within the time limit.
         """
         self.request_stop(timeout, drain=drain)
         return self.join()
@@ -169,11 +169,11 @@ class ExportRunner:
         self._draining = drain
         self._stopping.set()
         if (loop := self._loop) is not None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
                 loop.call_soon_threadsafe(self._interrupt)
 
     def join(self) -> bool:
-        """Wait for the end of a runner that was asked to stop; return False if it did not end in time."""
+        """Wait for a runner that is stopping; return False if it did not end within the time limit."""
         thread = self._thread
         if thread is None or thread is threading.current_thread() or self._stop_at is None:
             return True
@@ -181,7 +181,7 @@ class ExportRunner:
         return not thread.is_alive()
 
     def _interrupt(self) -> None:
-        """End a pause now, and an attempt at the time limit. Called on the loop."""
+        """End a pause immediately, and an attempt at the time limit. Called on the loop."""
         self._wake.set()
         if self._limit is not None and self._stop_at is not None:
             at = self._until(self._stop_at)
@@ -227,7 +227,7 @@ class ExportRunner:
                 if self.state.counters.batches != batches:
                     failures.succeeded()
                 runner.run(self._pause(failures.failed()))
-            # A runner that drains after a pause tries once more: the other process may have ended.
+            # A runner that drains after a pause tries again, because the other process may have ended.
             if stopping:
                 return
 
@@ -457,7 +457,7 @@ class ExportRunner:
     # ------------------------------------------------------------ time
 
     async def _pause(self, seconds: float) -> None:
-        """Wait until the time is over, or until the runner is stopped."""
+        """Wait until the time has elapsed, or until the runner is stopped."""
         if self._stopping.is_set():
             return
         try:
@@ -468,12 +468,12 @@ class ExportRunner:
 
     @staticmethod
     def _until(monotonic: float) -> float:
-        """Return a time of `time.monotonic` in the time of the running loop."""
+        """Convert a time of `time.monotonic` to the clock of the running loop."""
         return asyncio.get_running_loop().time() + monotonic - time.monotonic()
 
 
 async def attempt(exporter: Exporter, batch: Batch, seconds: float) -> Sent | NotSent:
-    """Send a batch once, and return the result; no exception of an exporter is raised.
+    """Send a batch once, and return the result; exceptions of the exporter are returned, not raised.
 
     Args:
         exporter: The target.
@@ -492,7 +492,7 @@ async def attempt(exporter: Exporter, batch: Batch, seconds: float) -> Sent | No
 
 
 def check_sent(sent: object, batch: Batch) -> Sent:
-    """Return the result of an exporter if it is valid.
+    """Return the validated result of an exporter.
 
     Raises:
         NotSent: It is not a `Sent`, or refers to an event that is not in the batch.

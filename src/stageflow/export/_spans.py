@@ -91,7 +91,7 @@ _NOT_ATTRIBUTES = {
     *("started_at", "ended_at", "correlation_ids", "pipeline_metadata", "resource", "trace", "attributes"),
     *("exception", "error_type", "error", "process", "stage_summaries", "schema_version"),
 }
-"""Fields that have a place in a span or a resource, or that other spans of the trace contain."""
+"""Fields that are represented elsewhere in the span, its resource or other spans of the trace."""
 
 
 def _prefixes(event: type[Struct]) -> dict[str, str]:
@@ -135,7 +135,7 @@ class SpanBuilder:
     """Converts events, in the order of the journal.
 
     A dependency of a stage becomes a link to the span of the last attempt of that stage. Its id is known if
-    this object converted it before, as one of the last 20,000 stages.
+    this object converted that span among the last 20,000 stages.
 
     Args:
         openinference: Whether to add `openinference.span.kind`.
@@ -146,7 +146,7 @@ class SpanBuilder:
         self._spans: OrderedDict[tuple[str | None, str], tuple[str, str]] = OrderedDict()
 
     def convert(self, event: ExportEvent) -> Span | LogRecord:
-        """Return the span or the log record of an event. Never raises an error for its content."""
+        """Return the span or the log record of an event. Never raises because of its content."""
         data = _decode_object(event.json) or {}
         if event.type in ("stage.wide", "pipeline.wide"):
             wide = _converted(data, _Wide)
@@ -295,5 +295,5 @@ def _kind(data: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
 
 
 def _unique(attributes: Sequence[Attribute]) -> list[Attribute]:
-    """Return the attributes that have a value; the last one of each name, because names must be unique."""
+    """Return the attributes that have a value. Names are unique, so the last value of each name is used."""
     return [(key, value) for key, value in dict(attributes).items() if value is not None]

@@ -27,7 +27,7 @@ __all__ = [
 
 
 EXPORT = "export"
-"""The directory of all exporters in a journal."""
+"""Name of the directory of all exporters in a journal."""
 
 _STATE = "state.json"
 _REJECTED = "rejected"
@@ -40,12 +40,12 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class ExportCounters(Struct, frozen=True, kw_only=True):
-    """What became of the events that an exporter read. `read` is `sent` plus `rejected`.
+    """The number of events that an exporter read, sent and rejected. `read` is `sent` plus `rejected`.
 
     Attributes:
-        read: Events read from the journal and dealt with.
+        read: Events read from the journal and processed.
         sent: Events that the target accepted.
-        duplicates: How many of these it already had, if it reports that.
+        duplicates: Number of sent events that the target already had, if it reports them.
         rejected: Events that the target does not accept.
         batches: Number of batches.
         bytes: Size of the JSON of the events that were sent, in bytes.

@@ -1,4 +1,4 @@
-"""The status of every exporter of a journal, also while no exporter is running."""
+"""The status of every exporter of a journal, even while no exporter is running."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class ExportStatus(Struct, frozen=True, kw_only=True):
         name: Name of the exporter.
         target: Description of the target, without secrets.
         active: True while a process exports.
-        lag_events: Events in the journal that were not exported.
-        lag_bytes: Their size, and that of the marks between them, in bytes.
+        lag_events: Events in the journal that have not been exported yet.
+        lag_bytes: Size of these events and of the marks between them, in bytes.
         lag_seconds: Age of the oldest of these events, in seconds; 0 if there are none.
         sent: Events that the target accepted.
-        duplicates: How many of these it already had, if it reports that.
+        duplicates: Number of sent events that the target already had, if it reports them.
         rejected: Events that the target rejected.
         waiting: Rejected events that `stageflow export retry` can send.
         expired: Rejected events that were deleted because of their age or size.
-        missed: Events that retention deleted before they were exported. Up to one batch of these can also be
-            counted as sent, because it was being sent when retention deleted it.
+        missed: Events that retention deleted before they were exported. Up to one batch can also be counted
+            as sent, if it was being sent when retention deleted it.
         skipped: Events that were archived or deleted before the exporter first started.
         attempts: Attempts to send a batch.
         failures: Failed attempts.

@@ -1,4 +1,4 @@
-"""Creates the exporter of a URL."""
+"""Creates the exporter for a URL."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def exporter_for(
 
     Args:
         url: The URL, such as "https://collector.example/events".
-        url_env: Environment variable with the URL, if that is a secret.
+        url_env: Environment variable with the URL, if the URL is secret.
         name: Name of the exporter; default one that is derived from the URL.
         options: Other arguments of the exporter, such as `secret_env` and `headers_env`.
 

@@ -1,4 +1,4 @@
-"""The MCP server: read-only tools with which a coding agent queries the records of a journal."""
+"""The MCP server: read-only tools that coding agents use to query the records of a journal."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _SQL_TIMEOUT = 30.0
 """Time limit of a query in seconds."""
 
 _MAX_SQL_ROWS = 1_000
-"""Maximum number of rows of a query, including those that only the file contains."""
+"""Maximum number of rows of a query, including rows that only the file with the complete result contains."""
 
 _IDS = ("request_id", "session_id", "user_id", "org_id")
 
@@ -78,7 +78,7 @@ class Answers:
         """
         with self._opening:
             if self._store is None:
-                # A tool must answer fast: it never archives a backlog.
+                # A tool must respond quickly, so it never archives a backlog.
                 self._store = EventStore(self._journal, self._archive, compact_beyond=None)
             return self._store
 
@@ -245,7 +245,7 @@ class Answers:
         changed: bool,
         limit: int,
     ) -> Row:
-        """Return how a selection of runs differs from the others, or one run from its peers."""
+        """Return how a selection of runs differs from the other runs, or one run from its peers."""
         if against is None and may_be_run_id(selection):
             run = explain_one_run(self.store, selection, filter)
             if run is not None:
@@ -256,7 +256,7 @@ class Answers:
         return {"explanations": [_explained(each) for each in found], **problems}
 
     def compare(self, before: str, after: str, over: Over, filter: RunFilter) -> Row:
-        """Return each stage, or pipeline, in two selections."""
+        """Return a comparison of two selections, by stage or pipeline."""
         found = self.store.compare(as_predicate(before), as_predicate(after), over, filter)
         rows = [
             _without_none(
@@ -285,7 +285,7 @@ class Answers:
     # ------------------------------------------------------------ parts of results
 
     def _nothing(self, found: Iterable[Any], filter: RunFilter) -> Row:
-        """Return why nothing was found: a pipeline or stage that does not exist."""
+        """Return why a result is empty: a pipeline or stage that does not exist."""
         if any(True for _ in found):
             return self._archive_problem()
         unknown = self.store.names().unknown(filter)

@@ -1,4 +1,4 @@
-"""The documentation of the installed version, by page and by words."""
+"""The documentation of the installed version: pages, sections and search."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["read_docs"]
 
 _PACKAGE = Path(__file__).parents[1]
 _DIRECTORIES = (_PACKAGE / "docs", _PACKAGE.parents[1] / "docs")
-"""Where the pages are: in an installation, and in a checkout."""
+"""Locations of the pages: in an installation, and in a checkout."""
 
 _MAX_SECTIONS = 4
 _MAX_SECTION = 1_200
 """Maximum length of a section in a result, in characters."""
 
 _ENDING = re.compile(r"(?<=\w{3})(ies|es|s|y|ing|ed)$")
-"""The end of an English word that its other forms do not have: retry, retries."""
+"""English suffixes, removed so that forms of a word match: retry, retries."""
 
 _COMMON = {
     "a",
@@ -47,7 +47,7 @@ _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def read_docs(topic: str | None) -> dict[str, Any]:
-    """Return the titles of all pages, the sections of one page, or the sections that match words best.
+    """Return the titles of all pages, the sections of one page, or the sections that best match the words.
 
     Args:
         topic: Name of a page ("explain"), of a section ("explain#the-result"), or words; None for a list.
@@ -103,7 +103,7 @@ def _directory() -> Path:
     for directory in _DIRECTORIES:
         if (directory / "quickstart.md").is_file():
             return directory
-    raise InvalidArgumentError("the documentation is not part of this installation")
+    raise InvalidArgumentError("this installation does not contain the documentation")
 
 
 def _title(path: Path) -> str:

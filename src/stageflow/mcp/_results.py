@@ -30,22 +30,22 @@ _MAX_SQL = 1_200
 """Maximum length of generated SQL in a result, in characters."""
 
 _LEVELS = ((MAX_TEXT, 60, 5), (80, 20, 0))
-"""Maximum length of a text, maximum number of keys of an object, and minimum length of a shortened list: the
-second line applies to results that are too long with the first one."""
+"""Maximum length of a text, maximum number of keys of an object, and minimum length of a shortened list. The
+second line applies if a result is too long with the limits of the first line."""
 
 _DIGITS = 6
-"""Significant digits of numbers with a fraction."""
+"""Significant digits of non-integer numbers."""
 
 
 class Sql(str):
-    """Generated SQL, which a client sends back in a query: it is complete or omitted, but not shortened."""
+    """Generated SQL, which a client can use in a query; it is either complete or omitted, never shortened."""
 
 
 class Results:
     """Encodes results as JSON of limited size, and stores longer ones in a private directory.
 
-    Recorded texts come from users of the application. They are values in JSON, of limited length, and without
-    control characters and invisible characters.
+    Recorded texts come from users of the application. They are encoded as JSON values of limited length,
+    without control characters and invisible characters.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ def limit_text(value: Any, length: int = MAX_TEXT, keys: int = _LEVELS[0][1]) ->
     r"""Return a value with short texts, without control and invisible characters, and with rounded numbers.
 
     Args:
-        value: A value of the types that JSON has.
+        value: A JSON-compatible value.
         length: Maximum length of a text.
         keys: Maximum number of keys of an object.
 
@@ -150,7 +150,7 @@ def _is_longer(value: Any, length: int, keys: int) -> bool:
 
 
 def _lists(value: Any, name: str = "") -> Iterator[tuple[str, list[Any]]]:
-    """Yield the lists in a value, each with its name: "stages", or "differences.runs" for all of these."""
+    """Yield the lists in a value by name: "stages", or "differences.runs" for all of these lists."""
     if isinstance(value, list):
         yield name, value
         for each in value:

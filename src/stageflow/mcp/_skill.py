@@ -1,4 +1,4 @@
-"""The skill file: Markdown that states to a coding agent which tool to call first."""
+"""The skill file: Markdown instructions for a coding agent, such as which tool to call first."""
 
 from __future__ import annotations
 

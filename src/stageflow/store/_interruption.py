@@ -15,8 +15,8 @@ __all__ = ["Interruption", "interrupted_after"]
 
 
 _REPEAT_S = 0.05
-"""Seconds between interrupts. An interrupt affects only a statement that is being executed, so one that
-arrives between two statements of a query has no effect."""
+"""Seconds between interrupts. An interrupt affects only a statement that is running, so an interrupt between
+two statements of a query has no effect and must be repeated."""
 
 _current: ContextVar[tuple[Interruption, ...]] = ContextVar("interruptions", default=())
 """The interruptions whose blocks enclose the current code, outermost first."""
@@ -102,5 +102,5 @@ def interrupted_after(cursor: DuckDBPyConnection, seconds: float) -> Generator[t
 def _interrupt(cursor: DuckDBPyConnection) -> None:
     import duckdb
 
-    with contextlib.suppress(duckdb.ConnectionException):  # the query ended meanwhile
+    with contextlib.suppress(duckdb.ConnectionException):  # the query ended in the meantime
         cursor.interrupt()

@@ -1,4 +1,4 @@
-"""`PinnedStore`: one state of the records, which concurrent queries read."""
+"""`PinnedStore`: a snapshot of the records for concurrent queries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PinnedStore(EventStore):
     """An `EventStore` that reads the journal and the archive once, when it is created.
 
     Its queries run concurrently, one per thread, and all of them see the same state. Runs in progress are
-    those of the moment of the query.
+    read at the time of the query.
 
     Args:
         journal: See `EventStore`.
@@ -71,7 +71,7 @@ class PinnedStore(EventStore):
 
     @property
     def weighted(self) -> bool:
-        """Whether a row has a weight other than 1, so that counts are estimates."""
+        """Whether any row has a weight other than 1, so that counts are estimates."""
         return self._current.weighted
 
     def query(

@@ -1,4 +1,4 @@
-"""The web UI: browse runs, select a region, see what is different about it."""
+"""The web UI: browse runs, select a region, and see how it differs from the rest."""
 
 from ..errors import MissingExtraError
 

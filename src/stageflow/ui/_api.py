@@ -47,7 +47,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     Attributes:
         number: Number of the snapshot; the next one has a higher number.
         read_at: When it was read, RFC 3339.
-        source: The journal or the archive, as the server shows it.
+        source: The address of the journal or the archive, for display.
         runs: Number of ended runs.
         in_progress: Number of runs in progress.
         pipelines: Names of the pipelines, most runs first.
@@ -57,7 +57,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
         archive_error: Why the archive, or a part of it, is not included; None if all of it is.
         version: Version of stageflow; a page from another version reloads itself.
         options: The options with which other commands read the same records: "--journal .stageflow/demo".
-        actions: Whether actions, such as silencing an alert, are allowed.
+        actions: Whether actions such as silencing an alert are allowed.
     """
 
     number: int
@@ -79,12 +79,13 @@ class Problem(Struct, frozen=True, kw_only=True):
     """The body of a response with an error status (RFC 9457: Problem Details).
 
     Attributes:
-        title: What happened, in one sentence.
+        title: A one-sentence description of the problem.
         status: The HTTP status.
-        hint: What to do; None if there is no advice.
-        reason: "expired" for a missing or old token, "replaced" for a request that a newer one of the same
-            panel replaced, "snapshot" for a snapshot that is no longer kept, "invalid" for wrong
-            parameters, "timeout", "store" for records that cannot be read, "internal".
+        hint: How to solve it; None if there is no hint.
+        reason: "expired" for a missing or expired token, "replaced" for a request that a newer request from
+            the same panel replaced, "snapshot" for a snapshot that is no longer available, "invalid" for
+            invalid parameters, "timeout" for a query that exceeded its time limit, "store" for records that
+            cannot be read, "internal" for any other error.
     """
 
     title: str
@@ -107,12 +108,12 @@ class RunRow(Struct, frozen=True, kw_only=True):
         error: Its error, one line of at most 300 characters; None without an error.
         failed_stage: The first stage that failed; None if none did.
         running: The stages that are running; empty for an ended run.
-        user_id: Its user; None if unknown. The same for the next four.
+        user_id: Its user; None if unknown. The next four fields are also None if unknown.
         org_id: Its organization.
         session_id: Its session.
         request_id: Its request.
         service_version: Version of the service.
-        parent_run_id: The run inside which it was started; None for a root run.
+        parent_run_id: The run that started it; None for a root run.
         weight: Number of runs that it represents (`sample_rate`).
     """
 
@@ -154,7 +155,7 @@ class Runs(Struct, frozen=True, kw_only=True):
 
 
 class Typical(Struct, frozen=True, kw_only=True):
-    """The typical duration of a stage, or of the run, in its pipeline: of those that ended OK.
+    """The typical duration of a stage or a run in its pipeline, from those that ended OK.
 
     Attributes:
         p50_ms: Median in milliseconds; None without other runs.
@@ -174,9 +175,9 @@ class RunDetails(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         run: The data of its `pipeline.wide` event; for a run in progress the known fields, with status
             "OPEN" and `stages_running`.
-        stages: The data of its `stage.wide` events, one for each retried attempt and one for the end.
+        stages: The data of its `stage.wide` events: per stage, one for each retried attempt and a final one.
         events: The custom events, as pairs of type and data.
-        children: The `pipeline.wide` events of the runs that were started inside it.
+        children: The `pipeline.wide` events of the runs that it started.
         typical: The typical duration of the whole run.
         typical_stages: The typical duration of each stage.
         explanation: How it differs from comparable runs; None if it was not requested or is in progress.
@@ -197,9 +198,9 @@ class Mark(Struct, frozen=True, kw_only=True):
 
     Attributes:
         at: RFC 3339.
-        kind: A service version, an error or an alert that occurred for the first time.
+        kind: Whether a service version, an error or an alert occurred for the first time.
         label: Its text.
-        where: The predicate of its runs; None for an alert.
+        where: The predicate that selects its runs; None for an alert.
     """
 
     at: str
@@ -209,11 +210,11 @@ class Mark(Struct, frozen=True, kw_only=True):
 
 
 class SeriesGroup(Struct, frozen=True, kw_only=True):
-    """One line of each chart. All lists have one element for each time step; None is a gap.
+    """One line of each chart. Each list has one element per time step; None is a gap.
 
     Attributes:
         name: Value of the field by which the series is grouped; None for all rows or a missing value.
-        where: The predicate of the group; None for all rows.
+        where: The predicate that selects the group; None for all rows.
         count: Number of rows.
         failed: Number of failures.
         failure_rate: Share of failures, 0 to 1; None for steps without rows.
@@ -244,7 +245,7 @@ class Series(Struct, frozen=True, kw_only=True):
         groups: The groups, most rows first; at most ten.
         other_groups: Number of groups that are not included.
         previous: The same steps one week earlier; None if there are no rows.
-        marks: The marks in this time.
+        marks: The marks in the time range.
         estimated: True if rows were sampled.
         sql: The query as SQL.
     """
@@ -266,11 +267,11 @@ class Finding(Struct, frozen=True, kw_only=True):
     """A sentence of the overview.
 
     Attributes:
-        level: How bad it is; "ok" for the sentence that nothing is wrong.
+        level: Its severity; "ok" if there are no problems.
         text: The sentence.
-        where: The predicate of the runs that it is about, to compare with the rest; None if it has none.
-        since: When it began, RFC 3339; None if it is unknown.
-        view: The view that shows more.
+        where: The predicate that selects the affected runs, to compare them with the rest; or None.
+        since: When it started, RFC 3339; None if unknown.
+        view: The view that shows the details.
     """
 
     level: Literal["bad", "warning", "info", "ok"]
@@ -308,7 +309,7 @@ class Cell(Struct, frozen=True, array_like=True, gc=False):
         y: Index of the interval of the measure; 0 is the lowest.
         count: Number of rows, weighted.
         failed: Number of failures, weighted.
-        selected: Number of rows of the selection, weighted; 0 without one.
+        selected: Number of selected rows, weighted; 0 without a selection.
     """
 
     x: int
@@ -330,7 +331,7 @@ class Heatmap(Struct, frozen=True, kw_only=True):
         step_s: Length of a step in seconds.
         columns: Number of steps, at most 200.
         log: Whether the edges grow exponentially.
-        edges: The limits of the intervals: one more than there are rows of cells, at most 61. The last
+        edges: The limits of the intervals: one more than the number of intervals, at most 61. The last
             interval includes its upper limit.
         cells: The cells that are not empty.
         count: Number of rows with a value, weighted.
@@ -360,9 +361,9 @@ class FacetValue(Struct, frozen=True, kw_only=True):
 
     Attributes:
         value: The value as text; None if it is missing.
-        where: The predicate of the rows with this value.
-        selection: Number of rows of the selection with it (of all rows without a selection), weighted.
-        rest: Number of rows of the rest; 0 without a selection.
+        where: The predicate that selects the rows with this value.
+        selection: Number of selected rows with it, weighted; without a selection, of all rows.
+        rest: Number of other rows with it, weighted; 0 without a selection.
     """
 
     value: str | None
@@ -372,14 +373,14 @@ class FacetValue(Struct, frozen=True, kw_only=True):
 
 
 class Bin(Struct, frozen=True, kw_only=True):
-    """An interval of a number, and how many rows it contains.
+    """An interval of a numeric field, and the number of rows in it.
 
     Attributes:
-        low: Lower limit, included.
-        high: Upper limit, excluded, except in the last interval.
-        where: The predicate of its rows.
-        selection: Number of rows of the selection, weighted.
-        rest: Number of rows of the rest; 0 without a selection.
+        low: Lower limit, inclusive.
+        high: Upper limit, exclusive except in the last interval.
+        where: The predicate that selects its rows.
+        selection: Number of selected rows in it, weighted; without a selection, of all rows.
+        rest: Number of other rows in it, weighted; 0 without a selection.
     """
 
     low: float
@@ -397,8 +398,8 @@ class Facet(Struct, frozen=True, kw_only=True):
         kind: "values" for the most frequent values, "numbers" for intervals.
         values: At most 8 values, most frequent first; empty for numbers.
         bins: At most 20 intervals; empty for values.
-        other: Rows with another value: of the selection, and of the rest.
-        missing: Rows without a value: of the selection, and of the rest.
+        other: Number of rows with any other value, in the selection and in the rest.
+        missing: Number of rows without a value, in the selection and in the rest.
         distinct: Approximate number of distinct values.
         difference: Distance of the two distributions, 0 (equal) to 1 (disjoint); 0 without a selection.
     """
@@ -419,11 +420,11 @@ class Facets(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         over: "runs" or "stages".
-        selection: Number of rows of the selection (of all rows without one), weighted.
+        selection: Number of selected rows, weighted; without a selection, of all rows.
         rest: Number of all other rows, weighted; 0 without a selection.
-        fields: The fields, those that differ most first; without a selection by name.
-        left_out: Fields that are not shown, because almost every row has another value.
-        sampled: Number of rows from which the distributions were read; None if it is all of them.
+        fields: The fields, most different first; sorted by name without a selection.
+        left_out: Fields that are omitted because almost every row has a different value.
+        sampled: Number of rows from which the distributions were computed; None if all rows were used.
     """
 
     snapshot: int
@@ -436,12 +437,12 @@ class Facets(Struct, frozen=True, kw_only=True):
 
 
 class Differences(Struct, frozen=True, kw_only=True):
-    """What is different about a selection: `GET /api/differences?select=PREDICATE`.
+    """How a selection differs from the rest: `GET /api/differences?select=PREDICATE`.
 
     Attributes:
         snapshot: Number of the snapshot.
         explanation: The result of `EventStore.explain`.
-        command: The same question for the command line.
+        command: The equivalent command line.
         markdown: The result as compact Markdown, to paste into a chat with an assistant.
     """
 
@@ -456,7 +457,7 @@ class ErrorRow(Struct, frozen=True, kw_only=True):
 
     Attributes:
         group: The group.
-        where: The predicate of its runs.
+        where: The predicate that selects its runs.
     """
 
     group: ErrorGroup
@@ -470,7 +471,7 @@ class Errors(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         rows: The groups, most frequent first.
         trend_since: Start of the trend of each group, RFC 3339.
-        trend_until: End of it.
+        trend_until: End of the trend.
     """
 
     snapshot: int
@@ -480,12 +481,12 @@ class Errors(Struct, frozen=True, kw_only=True):
 
 
 class StageRow(Struct, frozen=True, kw_only=True):
-    """A stage of a pipeline, with its course over time.
+    """A stage of a pipeline, with its statistics over time.
 
     Attributes:
         stat: Its statistics.
-        where: The predicate of its rows over `stages`.
-        runs_where: The predicate over `runs` of the pipeline.
+        where: The predicate that selects its rows in `stages`.
+        runs_where: The predicate that selects the runs of the pipeline in `runs`.
         p95_ms: 95th percentile of its duration in milliseconds for each time step; None is a gap.
         count: Number of rows for each time step.
         failed: Number of failures for each time step.
@@ -500,11 +501,11 @@ class StageRow(Struct, frozen=True, kw_only=True):
 
 
 class StageGraph(Struct, frozen=True, kw_only=True):
-    """The graph of a pipeline, from the newest run.
+    """The graph of a pipeline, from its newest run.
 
     Attributes:
         pipeline: Name of the pipeline.
-        edges: Pairs of stages: the second one depends on the first one.
+        edges: Pairs of stages; the second stage depends on the first.
         stages: All stages, in order.
     """
 
@@ -592,13 +593,13 @@ class SilenceRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class WriterStatus(Struct, frozen=True, kw_only=True):
-    """A process that writes to the journal, or did.
+    """A process that writes or has written to the journal.
 
     Attributes:
         name: Name of the writer.
         open: Whether the process is still writing.
         segments: Number of its segments in the journal.
-        bytes: Their size.
+        bytes: Size of these segments.
     """
 
     name: str
@@ -612,7 +613,7 @@ class CursorStatus(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Name of the cursor.
-        lag_bytes: Bytes that it has not read.
+        lag_bytes: Number of bytes that it has not read yet.
         error: Why its position is unknown; None if it is known.
     """
 
@@ -629,11 +630,11 @@ class Status(Struct, frozen=True, kw_only=True):
         source: The journal or the archive.
         alerts: The state of each alert rule: its name, the fields of `RuleState`, and `silence`, the silence
             that applies, or None.
-        alerts_error: Why there is no state of alerts; None if there is one.
+        alerts_error: Why the state of the alerts is unavailable; None if it is available.
         writers: The writers.
         cursors: The readers.
-        damage: Damaged files, in sentences.
-        dropped: Number of events that were dropped, as the journal states.
+        damage: Descriptions of damaged files.
+        dropped: Number of dropped events that the journal reports.
         archive: Facts about the archive, as pairs of a name and a value.
         age_s: Seconds since the snapshot was read.
         viewers: Number of open event streams.

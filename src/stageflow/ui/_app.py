@@ -74,7 +74,7 @@ _MAX_BODY = 10_000
 Answer = Callable[[PinnedStore, Question, Snapshot], Struct]
 
 _HEAVY = {"overview", "facets", "differences", "run", "sql"}
-"""Endpoints whose queries can take long. The others wait for no permit."""
+"""Endpoints whose queries are expensive. The others do not need a permit."""
 
 
 class WebUI:
@@ -82,12 +82,11 @@ class WebUI:
 
     Args:
         journal: Directory of the journal; None for an archive without its journal.
-        archive: Address of the archive; default the one that the journal has.
+        archive: Address of the archive; default the archive of the journal.
         memory: Memory limit of DuckDB for each snapshot; default "2GB".
-        timeout: Seconds for one query; default 60.
-        allow_actions: Whether the page can silence alerts; default False. The user that the authentication
-            of the application reports (`request.user`, see Starlette's `AuthenticationMiddleware`), or
-            "local", is recorded.
+        timeout: Maximum duration of a query, in seconds; default 60.
+        allow_actions: Whether users can silence alerts; default False. Each silence records the authenticated
+            user (`request.user`, see Starlette's `AuthenticationMiddleware`), or "local".
 
     Example:
         app.mount("/stageflow", stageflow.ui.asgi("journal"))
@@ -151,7 +150,7 @@ class WebUI:
         await self._app(scope, receive, send)
 
     def _start(self) -> None:
-        # An application that is mounted in another one receives no lifespan events.
+        # A mounted application does not receive lifespan events.
         if self._loop is not asyncio.get_running_loop():
             # The first request, or the first one after an event loop ended.
             self._end_queries()
@@ -190,7 +189,7 @@ class WebUI:
     # ------------------------------------------------------------ requests
 
     def _endpoint(self, name: str, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-        """Return the handler of an endpoint whose answer depends on a snapshot and a question."""
+        """Return the handler of an endpoint whose response depends on a snapshot and a question."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -501,8 +500,8 @@ def _problem(error: Exception) -> Problem:
         status, reason, title, hint = (
             500,
             "internal",
-            "The server failed to answer.",
-            "See the log of the server.",
+            "The server could not process the request.",
+            "See the server log.",
         )
     return Problem(title=title, status=status, hint=hint, reason=reason)
 
@@ -513,5 +512,5 @@ def _internal_error(request: Request, error: Exception) -> Response:
 
 def _not_found(request: Request, error: Exception) -> Response:
     return problem_response(
-        Problem(title=f"There is nothing at {request.url.path}.", status=404, reason="invalid")
+        Problem(title=f"{request.url.path} does not exist.", status=404, reason="invalid")
     )

@@ -1,4 +1,4 @@
-"""Suggestions of the filter bar: fields, and their values."""
+"""Suggestions for the filter bar: fields and their values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def complete(store: PinnedStore, question: Question, snapshot: int) -> Completio
     """Return the fields, or the most frequent values of a field; see `Completions`.
 
     Raises:
-        QueryError: There is no such field.
+        QueryError: The field does not exist.
     """
 
     def read(cursor: DuckDBPyConnection) -> list[Completion]:

@@ -11,7 +11,7 @@ __all__ = ["run_details"]
 
 
 def run_details(store: PinnedStore, run_id: str, snapshot: int, *, explain: bool) -> RunDetails:
-    """Return everything about one run; see `RunDetails`.
+    """Return the details of a run; see `RunDetails`.
 
     Args:
         store: The store.
@@ -20,7 +20,7 @@ def run_details(store: PinnedStore, run_id: str, snapshot: int, *, explain: bool
         explain: Whether to compare it with similar runs.
 
     Raises:
-        RunNotFoundError: No run, or more than one, has this id.
+        RunNotFoundError: The id matches no run, or more than one.
     """
     record = store.run(run_id)
     pipeline = record.run.get("pipeline_name")

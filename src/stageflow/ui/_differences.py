@@ -1,4 +1,4 @@
-"""What is different about a selection, for people, for the command line and for an assistant."""
+"""Differences between a selection and the rest, for the page, the command line and an assistant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def differences(store: PinnedStore, question: Question, snapshot: int) -> Differ
     """Return the differences between a selection and the rest; see `Differences`.
 
     Raises:
-        InvalidArgumentError: There is no selection.
+        InvalidArgumentError: The request has no selection.
         QueryError: A predicate is invalid.
     """
     if question.select is None:
@@ -38,7 +38,7 @@ def as_differences(explanation: Explanation, question: Question, snapshot: int) 
 
     Args:
         explanation: The result of `EventStore.explain`.
-        question: Its question.
+        question: The request that it answers.
         snapshot: Number of the snapshot.
     """
     return Differences(
@@ -61,7 +61,7 @@ def _command(question: Question) -> str:
 def explanation_as_markdown(explanation: Explanation) -> str:
     """Return an explanation as compact Markdown, to paste into a chat with an assistant.
 
-    Values of the record are in code spans, so that they are not read as text or markup.
+    Recorded values are in code spans, so they are not interpreted as text or markup.
     """
     selection, rest = explanation.selection, explanation.rest
     size = f"{selection.count:,.0f} of {selection.count + rest.count:,.0f} {explanation.over}"

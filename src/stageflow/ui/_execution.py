@@ -1,4 +1,4 @@
-"""Executes the queries of the web API: shares, caches, limits and interrupts them."""
+"""Executes, caches, limits and interrupts the queries of the web API; identical queries run once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _THREADS = 8
 
 
 class Replaced(StageflowError):
-    """A newer request of the same panel replaced this one."""
+    """A newer request from the same panel replaced this one."""
 
 
 class _Execution:
-    """One execution of a query, for which one or more requests wait."""
+    """One execution of a query, which one or more requests await."""
 
     def __init__(self) -> None:
         self.interruption = Interruption()
@@ -38,8 +38,7 @@ class Executor:
     """Executes queries in threads.
 
     Identical queries of one snapshot share an execution, and their results are cached, up to 64 MiB. At most
-    two heavy queries are executed at the same time. A query for which no request waits any longer is
-    interrupted.
+    two heavy queries run at the same time. A query is interrupted when no request awaits it anymore.
     """
 
     def __init__(self) -> None:
@@ -74,7 +73,7 @@ class Executor:
             query: Executes it in a thread, and returns the encoded result.
             heavy: Whether it counts towards the limit of heavy queries.
             panel: The panel of the browser tab that shows the result; None if it is unknown. A newer request
-                of the same panel replaces this one.
+                from the same panel replaces this one.
             disconnected: Returns when the client disconnects.
 
         Raises:
@@ -90,7 +89,7 @@ class Executor:
         if execution is None or execution.interruption.requested:
             execution = self._running[place] = _Execution()
             execution.task = asyncio.create_task(self._run(execution, place, snapshot, query, heavy))
-            # If no request waits any longer, nobody reads the error of the interrupted query.
+            # If no request awaits the query anymore, the error of the interrupted query is never retrieved.
             execution.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         assert execution.task is not None
         with self._of_panel(panel) as replaced:
@@ -164,7 +163,7 @@ class Executor:
             self.cache_bytes -= len(dropped)
 
     def close(self) -> None:
-        """Interrupt the running queries, and end the threads."""
+        """Interrupt the running queries, and stop the threads."""
         self._is_closed = True
         for execution in self._running.values():
             execution.interruption.interrupt()

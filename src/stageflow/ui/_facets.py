@@ -1,4 +1,4 @@
-"""The distribution of each field, of the selection and of the rest."""
+"""The distribution of each field in the selection and in the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["facets", "shown_fields"]
 
 _SAMPLE = 50_000
-"""Number of rows from which the distributions are read."""
+"""Number of rows from which the distributions are computed."""
 
 _MAX_VALUES, _MAX_BINS, _FEW = 8, 20, 12
 _UNIQUE = 0.8
@@ -71,7 +71,7 @@ def _facets(cursor: DuckDBPyConnection, question: Question, snapshot: int) -> Fa
         f"{finite(quoted(name))} as {quoted(name)}" if kind in _FLOATS else quoted(name)
         for name, kind in [*fields.items(), ("sample_rate", ""), ("selected", "")]
     )
-    # A fixed sample of each side: the same question always has the same answer.
+    # The sample of each side is deterministic, so repeated requests return the same result.
     shares = [
         f"(selected and hash(event_id) % 1000000 < {_share(selected_rows)})",
         f"(not selected and hash(event_id) % 1000000 < {_share(all_rows - selected_rows)})",
@@ -115,7 +115,7 @@ def _share(rows: int) -> int:
 def _facet(
     cursor: DuckDBPyConnection, name: str, kind: str, scale: tuple[float, float]
 ) -> Facet | str | None:
-    """Return the distribution of a field; its name if it is left out; None if it has no values."""
+    """Return the distribution of a field; its name if it is omitted; None if it has no values."""
     column = quoted(name)
     summary = cursor.execute(f"""
         select count({column}), approx_count_distinct({column}),
@@ -158,7 +158,7 @@ def _values(
         FacetValue(value=_as_text(value, kind), where=_equals(column, kind, value), selection=one, rest=two)
         for value, one, two in shown
     )
-    # Many rare values, such as ids of users, always differ between a few rows and many: count them together.
+    # Rare values, such as user ids, always differ between small and large sets of rows: combine them.
     difference = _difference([*((one, two) for _, one, two in shown), other, missing])
     return Facet(
         field=name,

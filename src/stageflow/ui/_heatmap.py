@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["finite", "heatmap", "interval_edges"]
 
 _MIN_RATIO_OF_LOG = 20.0
-"""A field whose largest value is at least this multiple of its smallest positive value has a log scale."""
+"""A field has a log scale if its largest value is at least this multiple of its smallest positive value."""
 
 _LARGEST = sys.float_info.max
 
 _LOWEST = 0.001
-"""The share of the smallest values that the lowest interval of a log scale combines."""
+"""The share of the smallest values that the lowest interval of a log scale contains."""
 
 
 def finite(number: str) -> str:
@@ -57,7 +57,7 @@ class _Axis(Struct, frozen=True):
     def index_of(self, value: str) -> str:
         """Return SQL for the index of the interval of a value.
 
-        The formula can be wrong by one because of rounding, so the index is corrected by the edges.
+        The formula can be off by one because of rounding, so the index is corrected with the edges.
         """
         if self.log:
             low = math.log(self.low)
@@ -143,7 +143,7 @@ def _axis(
     if low is None or high is None:
         return None
     if low == high:
-        # One value: an interval around it.
+        # All values are equal: use an interval around the value.
         width = min(abs(low) / 2, _LARGEST - abs(low)) or 1.0
         return _Axis(low - width, high + width, 1, False)
     if low >= 0 and positive and high / _MIN_RATIO_OF_LOG >= positive:

@@ -1,4 +1,4 @@
-"""The landing page: whether runs are failing or slow now, since when, where, and for whom."""
+"""The landing page: whether runs are failing or slow, since when, and which runs are affected."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _FEW = 5
 """Number of runs in the lists."""
 
 _MIN_FAILURES = 3
-"""Minimum number of failures for a sentence about failures."""
+"""Minimum number of failures for a finding about failures."""
 
 _NOTABLE = 1.5
 """A failure rate or a duration is notable if it is at least this multiple of the earlier one."""
 
 _HIGH_RATE = 0.05
-"""A failure rate that is notable even if it did not change."""
+"""A failure rate that is notable even if it has not changed."""
 
 
 class _Rates(Struct, frozen=True):
-    """What happened in a time range.
+    """Statistics of the runs in a time range.
 
     Attributes:
         count: Number of runs.
         failed: Number of failures.
-        rated: Number of runs that count in the failure rate.
+        rated: Number of runs that failure rates include.
         p95_ms: The 95th percentile of the duration in milliseconds; None without runs.
         crashed: Number of crashed runs.
     """
@@ -61,7 +61,8 @@ def overview(
 
     Args:
         store: The store.
-        question: The time range and the predicate. With `explain`, causes are searched, which takes longer.
+        question: The time range and the predicate. With `explain`, findings state what the affected runs have
+            in common, which takes longer.
         snapshot: Number of the snapshot.
         alerts: The states of the alert rules.
 
@@ -158,7 +159,7 @@ def _failure_findings(
         sentence = f"{percent(rate)} of the runs fail ({failed:,.0f} of {earlier.count + recent.count:,.0f})"
         now, level_rate = rate, _ratio(recent.rate, earlier.rate)
         if level_rate >= _NOTABLE and recent.rate is not None and recent.failed >= _MIN_FAILURES:
-            sentence += f"; {percent(recent.rate)} in the last quarter of the time range"
+            sentence += f", and {percent(recent.rate)} in the last quarter of the time range"
             now = recent.rate
     if explanation is not None and (cause := _cause(explanation)) is not None:
         sentence += f", mostly where {cause}"
@@ -177,7 +178,7 @@ def _failure_findings(
         found.append(
             Finding(
                 level="warning",
-                text=f"{crashed:,.0f} {noun} cut short because the process died.",
+                text=f"{crashed:,.0f} {noun} interrupted because the process died.",
                 where="outcome = 'crashed'",
                 since=None,
                 view="runs",
@@ -196,7 +197,7 @@ def _slow_findings(
     where = f"duration_ms >= {earlier.p95_ms!r}"
     if is_bad:
         sentence = (
-            f"The p95 of the duration is {duration(recent.p95_ms)} in the last quarter of the time range,"
+            f"The p95 duration is {duration(recent.p95_ms)} in the last quarter of the time range,"
             f" up from {duration(earlier.p95_ms)}"
         )
     if question.explain:
@@ -218,7 +219,7 @@ def _slow_findings(
 
 
 def _cause(explanation: Explanation) -> str | None:
-    """Return the description of the first difference that is more than a time."""
+    """Return the description of the first difference that is not only a time."""
     for difference in explanation.differences:
         if difference.shape not in ("date", "hour", "weekday") and difference.fields != ("started_at",):
             return difference.description

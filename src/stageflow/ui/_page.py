@@ -20,13 +20,13 @@ _TYPES = {
 }
 
 MISSING = (
-    "the web UI is not part of this installation: it was installed without npm, or with STAGEFLOW_NO_UI=1."
-    " In a checkout, run `make ui-build`; otherwise install stageflow again where npm reaches its registry"
+    "this installation does not contain the web UI: it was built without npm, or with STAGEFLOW_NO_UI=1."
+    " In a checkout, run `make ui-build`; otherwise reinstall stageflow on a machine where npm is available"
 )
 
 
 def read_asset(name: str) -> bytes | None:
-    """Return a file of the page; None if the page was not built."""
+    """Return a file of the page; None if the page has not been built."""
     file = files("stageflow.ui").joinpath("static", name)
     return file.read_bytes() if file.is_file() else None
 
@@ -37,7 +37,7 @@ def is_built() -> bool:
 
 
 def page_routes() -> list[Route]:
-    """Return the routes of the files. Any path without a route of its own shows no page."""
+    """Return the routes of the files. Any other path returns status 404."""
     return [
         Route("/", _file("index.html")),
         *(Route(f"/{name}", _file(name)) for name in _TYPES if name != "index.html"),

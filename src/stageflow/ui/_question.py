@@ -40,7 +40,7 @@ class Question(Struct, frozen=True, kw_only=True):
         by: The field by which a series is grouped.
         columns: Maximum number of time steps, at most 200.
         rows: Maximum number of intervals of the measure, at most 60.
-        previous: Whether to include the same time one week earlier.
+        previous: Whether to include the same time range one week earlier.
         order: The order of runs.
         before: The position after which a page of runs starts.
         limit: Maximum number of rows of a page, at most 200.
@@ -48,8 +48,8 @@ class Question(Struct, frozen=True, kw_only=True):
         id: The id of a run.
         explain: Whether to compare a run with similar runs, or to search for causes.
         query: An SQL query.
-        field: The field whose values complete a text.
-        prefix: The beginning of these values.
+        field: The field whose values to suggest.
+        prefix: The prefix of these values.
     """
 
     over: Over = "runs"
@@ -74,7 +74,7 @@ class Question(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Question:
-        """Return the question of a request. Empty parameters count as missing.
+        """Return the question of a request. Empty parameters are ignored.
 
         Raises:
             InvalidArgumentError: A parameter is unknown or invalid.
@@ -125,7 +125,7 @@ class Question(Struct, frozen=True, kw_only=True):
 
     @property
     def predicates(self) -> tuple[str | None, ...]:
-        """The predicates of the user, to validate."""
+        """The predicates of the user, which must be validated."""
         return (self.where, self.select)
 
 

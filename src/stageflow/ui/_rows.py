@@ -20,16 +20,16 @@ __all__ = ["COLUMNS", "NewestRuns", "run_row", "runs_in_progress", "runs_page"]
 COLUMNS = """pipeline_run_id, pipeline_name, status, outcome, failed, started_at, duration_ms, error,
     first_failed_stage, user_id, org_id, session_id, request_id, service_version, parent_run_id, sample_rate,
     event_id"""
-"""The columns from which `run_row` makes a row."""
+"""The columns from which `run_row` creates a row."""
 
 _NEWEST = 1_000
-"""Number of the newest runs that are kept in memory."""
+"""Number of newest runs to keep in memory."""
 
 _MAX_ERROR = 300
 
 
 def run_row(row: tuple[Any, ...]) -> RunRow:
-    """Return the row of a list for the values of `COLUMNS`."""
+    """Return the list row for the values of `COLUMNS`."""
     run_id, pipeline, status, outcome, failed, started_at, duration_ms, error, stage, *others = row
     user, org, session, request, version, parent, weight, _ = others
     return RunRow(
@@ -112,7 +112,7 @@ def _position(question: Question) -> str:
 
 
 class NewestRuns:
-    """The newest runs of a snapshot, in memory: the first page does not wait for a database.
+    """The newest runs of a snapshot, kept in memory so that the first page does not require a query.
 
     Args:
         store: The store of the snapshot.

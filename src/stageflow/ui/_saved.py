@@ -36,7 +36,7 @@ def run_as_html(store: PinnedStore, run_id: str) -> bytes:
     """Return a page that shows one run.
 
     Raises:
-        RunNotFoundError: No run, or more than one, has this id.
+        RunNotFoundError: The id matches no run, or more than one.
         SettingsError: This installation does not contain the page.
     """
     details = run_details(store, run_id, 1, explain=True)
@@ -70,7 +70,7 @@ def explanation_as_html(store: PinnedStore, explanation: Explanation) -> bytes:
 
 
 def _key(path: str, **parameters: str) -> str:
-    """Return the key under which the page looks for a response; `keyOf` in `web/src/saved.ts` is the same."""
+    """Return the key under which the page finds a response. It must match `keyOf` in `web/src/saved.ts`."""
     pairs = sorted((name, value) for name, value in parameters.items() if value)
     query = "&".join(f"{quote(name, safe=_SAFE)}={quote(value, safe=_SAFE)}" for name, value in pairs)
     return f"api/{path}?{query}" if query else f"api/{path}"
@@ -107,7 +107,7 @@ def _page(title: str, query: Mapping[str, str], responses: Mapping[str, Struct])
 
 
 def _json(value: object) -> str:
-    """Return JSON without `<`, so that no text can end the element that contains it."""
+    """Return JSON without `<`, so that no text can close the element that contains it."""
     return msgspec.json.encode(value).decode().replace("<", "\\u003c")
 
 

@@ -29,8 +29,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of every response. No script runs that is not a file of the UI, and nothing is requested from
-another host."""
+"""Headers of every response. Only scripts of the UI run, and the page cannot send requests to other
+hosts."""
 
 _SAME_ORIGIN = (None, "same-origin", "none")
 """Accepted values of `Sec-Fetch-Site` (Fetch Metadata Request Headers) for the API."""
@@ -51,10 +51,10 @@ def problem_response(problem: Problem) -> Response:
 
 
 class Protection:
-    """Adds the security headers to every response, and rejects requests of other sites.
+    """Adds the security headers to every response, and rejects requests from other sites.
 
-    The Origin is compared with the Host header, not with the address of the server, so that the UI works
-    through a tunnel such as `ssh -L`.
+    The Origin header is compared with the Host header, not with the address of the server, so that the UI
+    works through a tunnel such as `ssh -L`.
 
     Args:
         app: The application.
@@ -91,12 +91,12 @@ def _refuse_other_sites(scope: Scope) -> Response | None:
     headers = Headers(scope=scope)
     origin, host = headers.get("origin"), headers.get("host", "")
     foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
-    # A link from another site may open a page, but no other site may call the API.
+    # Other sites may link to a page, but they may not call the API.
     is_api = _is_api(scope)
     if foreign or (is_api and headers.get("sec-fetch-site") not in _SAME_ORIGIN):
         return problem_response(
             Problem(
-                title="This request comes from another site.",
+                title="Requests from other sites are not allowed.",
                 status=403,
                 hint="Open the UI directly in the browser.",
                 reason="invalid",
@@ -112,7 +112,7 @@ def _is_api(scope: Scope) -> bool:
 
 
 class LocalAccess:
-    """Admits only those who know the token. The first URL contains it; then a cookie does.
+    """Requires a token, which the first URL contains and the browser then sends as a cookie.
 
     The name of the cookie contains the port, because browsers send cookies to all ports of a host.
 
@@ -148,7 +148,7 @@ class LocalAccess:
         if found is None or not self._is_known(found["name"]):
             return problem_response(
                 Problem(
-                    title="The UI is not available under this host name.",
+                    title="The UI does not accept this host name.",
                     status=421,
                     hint="Use http://localhost, or start `stageflow ui --host NAME`.",
                     reason="invalid",
@@ -166,7 +166,7 @@ class LocalAccess:
         if self._is_token(cookies.get(cookie_name, "")):
             return None
         problem = Problem(
-            title="The token is missing or has expired: the server was restarted.",
+            title="The token is missing, or it expired because the server was restarted.",
             status=401,
             hint="Open the URL that `stageflow ui` printed.",
             reason="expired",

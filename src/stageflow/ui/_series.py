@@ -1,4 +1,4 @@
-"""Counts, failure rates and durations over time, with the marks of first sightings."""
+"""Counts, failure rates and durations over time, with marks for first occurrences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Steps", "first_sightings", "series", "steps_of"]
 
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 604800)
-"""Lengths of a time step in seconds, so that steps start at round times."""
+"""Allowed lengths of a time step in seconds, so that steps start at round times."""
 
 _MAX_GROUPS = 10
 _MAX_MARKS = 50
@@ -64,7 +64,7 @@ def steps_of(cursor: DuckDBPyConnection, question: Question) -> Steps:
         first, last = found if found is not None else (None, None)
         now_us = get_clock().wall_ns() // 1000
         if until_us is None:
-            # A range that starts at a relative time ends now, so that a standstill is visible.
+            # A range that starts at a relative time ends now, so that a period without runs is visible.
             until_us = now_us if since_us is not None else (last + 1 if last is not None else now_us)
         if since_us is None:
             since_us = first if first is not None else until_us - 3_600_000_000
@@ -175,8 +175,8 @@ def _shifted(question: Question, steps: Steps, shift_us: int) -> str:
 def first_sightings(cursor: DuckDBPyConnection, since: str, until: str | None) -> tuple[Mark, ...]:
     """Return the versions and errors that occurred for the first time in a time range, oldest first.
 
-    What occurred when the record began is not new. The record begins with the first version, and with the
-    first twentieth of its time for errors, which are rare.
+    Versions and errors that were present from the start are not new: the first version, and errors that first
+    occurred in the first twentieth of the recorded time.
     """
     end = f" and first_at < {text(until)}::timestamptz" if until is not None else ""
     found = cursor.execute(f"""

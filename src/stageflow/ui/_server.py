@@ -1,4 +1,4 @@
-"""Serves the web UI for one person on one machine."""
+"""Serves the web UI to a single user on the local machine."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def serve(
 
     Args:
         journal: Directory of the journal; None for an archive without its journal.
-        archive: Address of the archive; default the one that the journal has.
+        archive: Address of the archive; default the archive of the journal.
         host: Address to listen on; default 127.0.0.1, so that only this machine can connect.
         port: Port; 0 for any free port. Default 8765.
-        allow_actions: Whether the page can silence alerts; default False.
+        allow_actions: Whether users can silence alerts; default False.
         started: Called with the URL, which contains the token, when the server accepts connections.
 
     Raises:
@@ -91,5 +91,5 @@ class _Server(uvicorn.Server):
 
 
 def tunnel_command(port: int) -> str:
-    """Return the command that makes the UI of this machine available on another one."""
+    """Return the SSH command that forwards the port of the UI to another machine."""
     return f"ssh -L {port}:localhost:{port} {getpass.getuser()}@{socket.gethostname()}"

@@ -22,13 +22,13 @@ _INTERVAL_S = 1.0
 """Minimum time in seconds between two checks for new events."""
 
 _PAUSE_FACTOR = 2
-"""After a snapshot that took long to build, pause for this multiple of the time before the next one."""
+"""After building a snapshot, pause for this multiple of the build time before building the next one."""
 
 _IDLE_S = 60.0
 """Seconds without a request after which snapshots are no longer built."""
 
 _KEPT = 2
-"""Number of snapshots that stay available, in addition to those that a query reads."""
+"""Number of snapshots that remain available, in addition to those that a query reads."""
 
 
 class SnapshotGone(StageflowError):
@@ -36,7 +36,7 @@ class SnapshotGone(StageflowError):
 
 
 class Snapshot:
-    """One state of the records.
+    """An immutable snapshot of the records.
 
     Attributes:
         number: Its number; later snapshots have higher numbers.
@@ -71,7 +71,7 @@ class Snapshot:
                 self.store.close()
 
     def retire(self) -> None:
-        """Close the store as soon as no query reads it."""
+        """Close the store when no query uses it anymore."""
         with self._lock:
             self._is_retired = True
             close = self._readers == 0
@@ -83,7 +83,7 @@ class Snapshots:
     """The available snapshots of a journal and its archive.
 
     Args:
-        open_store: Reads the current state. It is called in a thread.
+        open_store: Reads the current records. It is called in a thread.
         changed: Called in the event loop after a new snapshot was built.
     """
 
@@ -126,7 +126,7 @@ class Snapshots:
         raise SnapshotGone(f"snapshot {number} is no longer available")
 
     async def keep_current(self) -> None:
-        """Build the next snapshot whenever the records change and somebody is watching; never returns."""
+        """Build the next snapshot whenever the records change while the UI is in use; never returns."""
         while True:
             await asyncio.sleep(max(_INTERVAL_S, _PAUSE_FACTOR * self._build_s))
             if time.monotonic() - self._used_at > _IDLE_S:
@@ -138,13 +138,13 @@ class Snapshots:
         try:
             await self._build_if_changed()
         except Exception as error:
-            # The last snapshot stays available, and `stageflow.ui` shows the error.
+            # The last snapshot remains available, and the logger `stageflow.ui` reports the error.
             if str(error) != self.error:
                 log.warning("cannot read the records: %s", error)
             self.error = str(error)
 
     def stay_awake(self) -> None:
-        """Note that somebody is watching."""
+        """Record that the UI is in use."""
         self._used_at = time.monotonic()
         self._wake.set()
 
@@ -166,6 +166,6 @@ class Snapshots:
             self._changed(snapshot)
 
     def close(self) -> None:
-        """Close all snapshots as soon as no query reads them."""
+        """Close each snapshot when no query uses it anymore."""
         while self._kept:
             self._kept.pop().retire()

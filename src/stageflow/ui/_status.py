@@ -32,7 +32,7 @@ _LOSSES_S = 7 * 86_400.0
 
 
 def alerts_of(journal: str | None) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the state of each alert rule, and why there is none."""
+    """Return the state of each alert rule, and why it is unavailable."""
     if journal is None:
         return [], "An archive without its journal has no alerts."
     path = os.path.join(journal, _STATE)
@@ -73,11 +73,11 @@ def silence(journal: str, request: SilenceRequest, by: str) -> None:
     Args:
         journal: Directory of the journal.
         request: The rule, the time and the reason.
-        by: Who requests it.
+        by: The user who requests it.
 
     Raises:
         AlertStateError: Another process holds the lock.
-        InvalidArgumentError: There is no such rule.
+        InvalidArgumentError: The rule does not exist.
         OSError: The file cannot be written.
     """
     path = os.path.join(journal, _STATE)
@@ -102,7 +102,7 @@ def writers_of(journal: str | None) -> tuple[WriterStatus, ...]:
     for name, segments in list_writers(journal).items():
         size = 0
         is_open = False
-        with contextlib.suppress(OSError):  # deleted or archived meanwhile
+        with contextlib.suppress(OSError):  # deleted or archived in the meantime
             size = sum(os.stat(segment.path).st_size for segment in segments)
             is_open = writer_is_alive(segments)
         found.append(WriterStatus(name=name, open=is_open, segments=len(segments), bytes=size))

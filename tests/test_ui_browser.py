@@ -564,7 +564,7 @@ def test_stopped_server_is_reported(tmp_path: Path, opened: Callable[..., Watche
     with serve(planted(tmp_path / "journal", 20)) as served:
         watched = opened(served, "view=runs")
     watched.page.get_by_role("link", name="Explore", exact=True).click()
-    expect(watched.page.locator("body")).to_contain_text(re.compile("does not answer|cannot be reached"))
+    expect(watched.page.locator("body")).to_contain_text(re.compile("does not respond|cannot be reached"))
     watched.problems.clear()
 
 

@@ -105,8 +105,8 @@ function LiveSwitch(): JSX.Element {
     : !on
       ? "New runs do not change the page"
       : isWritten
-        ? "New runs appear by themselves"
-        : "No process writes to the journal now; new runs appear by themselves";
+        ? "New runs appear automatically"
+        : "No process is writing to the journal now; new runs appear by themselves";
   const title = info
     ? `${state}. ${info.source}: ${count(info.runs)} runs, read ${time(info.read_at)} ${zoneName()}`
     : state;
@@ -156,10 +156,10 @@ function Settings(): JSX.Element {
       end
       name="Settings"
       label={<Icon name="settings" />}
-      title="Colours and time zone"
+      title="Theme and time zone"
       items={[
         { title: "Colours" },
-        choose("auto", "As the system"),
+        choose("auto", "System setting"),
         choose("light", "Light"),
         choose("dark", "Dark"),
         "line",
@@ -188,7 +188,7 @@ function Notices(): JSX.Element {
       )}
       {gone && (
         <div class="notice bad" role="status">
-          <strong>The server does not answer.</strong> The page shows what it loaded before, and tries again
+          <strong>The server does not respond.</strong> The page shows what it loaded before, and tries again
           every 5 s.
         </div>
       )}
@@ -214,7 +214,7 @@ function Expired(): JSX.Element {
       </p>
       <p>
         <button type="button" class="primary" onClick={() => location.reload()}>
-          Load the page again
+          Reload the page
         </button>
       </p>
     </main>

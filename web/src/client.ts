@@ -122,7 +122,7 @@ async function readProblem(response: Response): Promise<Problem> {
     // Not from stageflow, but for example from a proxy.
   }
   return {
-    title: `The server answered with status ${response.status}.`,
+    title: `The server responded with status ${response.status}.`,
     status: response.status,
     hint: null,
     reason: response.status === 401 ? "expired" : "internal",
@@ -130,9 +130,9 @@ async function readProblem(response: Response): Promise<Problem> {
 }
 
 const noAnswer: Problem = {
-  title: "The server does not answer.",
+  title: "The server does not respond.",
   status: 0,
-  hint: "Check that `stageflow ui` is still running. The page tries again by itself.",
+  hint: "Check that `stageflow ui` is still running. The page retries automatically.",
   reason: "internal",
 };
 

@@ -31,7 +31,7 @@ export async function saveAsHtml(): Promise<void> {
     setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
     announce("Saved as HTML file");
   } catch {
-    announce("The file could not be saved, because the server does not answer");
+    announce("The file could not be saved, because the server does not respond");
   }
 }
 

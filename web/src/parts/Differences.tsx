@@ -35,7 +35,7 @@ export function Differences({ explanation, onHover }: Properties): JSX.Element {
       )}
       {changes.length > 0 && (
         <div>
-          <h3>New shortly before</h3>
+          <h3>First occurred shortly before</h3>
           <ul class="plain-list">
             {changes.slice(0, 8).map((change) => (
               <li key={change.field + change.value}>
@@ -313,7 +313,7 @@ function NoDifference({ explanation }: { explanation: Explanation }): JSX.Elemen
     <Empty>
       <strong>{withTimes(explanation.summary)}</strong>
       <span>
-        {explanation.onset ? `The selection starts to be more frequent at ${time(explanation.onset)}. ` : ""}
+        {explanation.onset ? `The selection became more frequent at ${time(explanation.onset)}. ` : ""}
         Select more rows, or rows that have more in common.
       </span>
     </Empty>

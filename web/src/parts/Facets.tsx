@@ -38,8 +38,8 @@ export function Facets({ data, select }: { data: Data; select: string }): JSX.El
         <div class="facet-controls">
           <input
             value={wanted}
-            aria-label="Find a field"
-            placeholder="Find a field"
+            aria-label="Search fields"
+            placeholder="Search fields"
             onInput={(event) => setWanted(event.currentTarget.value)}
           />
           {data.sampled !== null && (

@@ -277,7 +277,7 @@ export function FilterBar(): JSX.Element {
         )}
         <div class="hint">
           {!open || !text || incomplete(text)
-            ? "Any SQL predicate works, also with --where on the command line."
+            ? "Any SQL predicate works, as in --where on the command line."
             : `Enter adds: ${completeTerm(text, type)}`}
         </div>
       </div>

@@ -68,7 +68,7 @@ function Age<T>({ query }: { query: Loaded<T> }): JSX.Element | null {
           <Ago at={query.receivedAt} />
         </span>
       )}
-      <button type="button" class="plain" onClick={query.reload} aria-label="Load again" title="Load again">
+      <button type="button" class="plain" onClick={query.reload} aria-label="Reload" title="Reload">
         <Icon name="refresh" />
       </button>
     </>

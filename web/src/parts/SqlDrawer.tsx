@@ -76,7 +76,7 @@ export function SqlDrawer({ sql }: { sql: string }): JSX.Element {
               Reset
             </button>
           )}
-          <span class="muted small">The views are runs, stages and events. Queries only read.</span>
+          <span class="muted small">The views are runs, stages and events. Queries are read-only.</span>
         </div>
         {running && (
           <Panel

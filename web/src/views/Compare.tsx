@@ -47,8 +47,8 @@ export function Compare(): JSX.Element {
   if (!state.id || !state.with) {
     return (
       <Empty>
-        <strong>Two runs are needed for a comparison.</strong>
-        <Link to={viewAddress("runs")}>Select them in the list of runs</Link>
+        <strong>Select two runs to compare.</strong>
+        <Link to={viewAddress("runs")}>Open the list of runs</Link>
       </Empty>
     );
   }

@@ -283,7 +283,7 @@ function Suggestions({ map, measure }: { map: Map; measure: string }): JSX.Eleme
   const failed = map.cells.reduce((total, cell) => total + cell[3], 0);
   return (
     <div class="suggest">
-      <span>Drag over a region to see what is different about it, or select</span>
+      <span>Drag over a region to see how it differs from the rest, or select</span>
       {failed > 0 && (
         <button type="button" onClick={() => go(changed({ select: "failed" }))}>
           {failed === 1 ? "the failure" : `the ${count(failed)} failures`}

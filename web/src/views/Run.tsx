@@ -406,11 +406,11 @@ function Explanation({
         )}
         {!compared && (
           <p class="muted">
-            No other run of this pipeline ended OK, so that there is nothing to compare with.
+            No other run of this pipeline ended OK, so there is nothing to compare with.
           </p>
         )}
         {compared && rows.length === 0 && (
-          <p class="muted">No stage took notably more or less time than in the other runs.</p>
+          <p class="muted">No stage took much more or less time than in the other runs.</p>
         )}
         {compared && rows.length > 0 && (
           <div class="table-scroll">

@@ -110,7 +110,7 @@ export function Status(): JSX.Element {
                 </tbody>
               </table>
             ) : (
-              <p class="muted padded">No process writes to this journal.</p>
+              <p class="muted padded">No process is writing to this journal.</p>
             )
           }
         </Panel>
@@ -138,7 +138,7 @@ export function Status(): JSX.Element {
                 </tbody>
               </table>
             ) : (
-              <p class="muted padded">No reader has a position in this journal.</p>
+              <p class="muted padded">This journal has no readers.</p>
             )
           }
         </Panel>

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import RunNotFoundError
 from ..journal import RunFilter
 from ..store import PinnedStore
 from ._api import RunDetails, Typical
@@ -35,10 +34,7 @@ def run_details(store: PinnedStore, run_id: str, snapshot: int, *, explain: bool
     explanation = None
     has_ended = record.run.get("status") not in ("OPEN", "CLOSED")
     if explain and has_ended:
-        try:
-            explanation = store.explain_run(str(record.run["event_id"]))
-        except RunNotFoundError:
-            explanation = None
+        explanation = store.explain_run(str(record.run["event_id"]))
     return RunDetails(
         snapshot=snapshot,
         run=record.run,

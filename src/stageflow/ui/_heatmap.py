@@ -35,7 +35,7 @@ def finite(number: str) -> str:
 
 
 def interval_edges(low: float, high: float, count: int, *, log: bool) -> tuple[float, ...]:
-    """Return the limits of intervals of equal width, or of equal ratio; one more than there are intervals."""
+    """Return the edges of intervals of equal width, or of equal ratio: one more edge than intervals."""
     steps = range(1, count)
     if log:
         first, last = math.log(low), math.log(high)

@@ -9,10 +9,10 @@ from msgspec import Struct, structs
 from .._quantities import duration, percent
 from .._time import epoch_us, rfc3339
 from ..store import Explanation, PinnedStore, count_if, percentiles, ranked
-from ._api import Finding, Mark, Overview, RunRow, Series
+from ._api import Finding, Overview, RunRow, Series
 from ._question import Question
 from ._rows import COLUMNS, run_row
-from ._series import first_sightings, series
+from ._series import series
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -72,17 +72,14 @@ def overview(
     charts = series(store, structs.replace(question, over="runs", by=None, previous=True), snapshot)
     middle = rfc3339(epoch_us(charts.since) + int(charts.step_s * charts.steps * 1e6) * 3 // 4)
 
-    def read(
-        cursor: DuckDBPyConnection,
-    ) -> tuple[_Rates, _Rates, tuple[Mark, ...], list[RunRow], list[RunRow]]:
+    def read(cursor: DuckDBPyConnection) -> tuple[_Rates, _Rates, list[RunRow], list[RunRow]]:
         earlier = _rates(cursor, store.weighted, structs.replace(question, since=charts.since, until=middle))
         recent = _rates(cursor, store.weighted, structs.replace(question, since=middle))
-        marks = first_sightings(cursor, charts.since, question.until)
         slowest = _runs(cursor, question, "duration_ms is not null", "duration_ms desc")
         failing = _runs(cursor, question, "failed", "started_at desc")
-        return earlier, recent, marks, slowest, failing
+        return earlier, recent, slowest, failing
 
-    earlier, recent, marks, slowest, failing = store.query(
+    earlier, recent, slowest, failing = store.query(
         read, "overview", predicates=[question.where], over=["runs"]
     )
     findings = [
@@ -96,7 +93,7 @@ def overview(
         snapshot=snapshot,
         findings=tuple(findings) or (_all_well(earlier, recent),),
         series=charts,
-        changes=tuple(reversed(marks)),
+        changes=tuple(reversed(charts.marks)),
         slowest=tuple(slowest),
         failing=tuple(failing),
     )

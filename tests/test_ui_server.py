@@ -509,6 +509,19 @@ def test_silence_records_who_added_it(tmp_path: Path) -> None:
         assert ui.client.post("/api/silence", content=json.dumps(body), headers=form).status_code == 400
 
 
+def test_firing_alert_is_a_finding_and_a_mark(tmp_path: Path) -> None:
+    with serve(evaluated(tmp_path)) as ui:
+        alert = ui.get("status")["alerts"][0]
+        assert alert["status"] == "firing"
+        shown = ui.get("overview", since="365d", where="failed or not failed")
+        assert "'runs fail' is firing" in shown["findings"][0]["text"]
+        marks = [mark for mark in shown["series"]["marks"] if mark["kind"] == "alert"]
+        assert [(mark["label"], mark["at"]) for mark in marks] == [("runs fail", alert["began"])]
+        assert marks[0] in shown["changes"]
+        before = ui.get("overview", until="2026-11-10T00:00:00Z")["series"]["marks"]
+        assert not [mark for mark in before if mark["kind"] == "alert"]
+
+
 def test_actions_are_not_allowed_by_default(tmp_path: Path) -> None:
     with serve(evaluated(tmp_path)) as ui:
         assert ui.get("snapshot")["actions"] is False

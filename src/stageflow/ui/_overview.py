@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 from .._quantities import duration, percent
 from .._time import epoch_us, rfc3339
 from ..store import Explanation, PinnedStore, count_if, percentiles, ranked
-from ._api import Finding, Overview, RunRow, Series
+from ._api import Finding, Mark, Overview, RunRow, Series
 from ._question import Question
 from ._rows import COLUMNS, run_row
 from ._series import series
@@ -70,6 +70,8 @@ def overview(
         QueryError: The predicate is invalid.
     """
     charts = series(store, structs.replace(question, over="runs", by=None, previous=True), snapshot)
+    marks = sorted((*charts.marks, *_alert_marks(alerts, charts)), key=lambda mark: mark.at)
+    charts = structs.replace(charts, marks=tuple(marks))
     middle = rfc3339(epoch_us(charts.since) + int(charts.step_s * charts.steps * 1e6) * 3 // 4)
 
     def read(cursor: DuckDBPyConnection) -> tuple[_Rates, _Rates, list[RunRow], list[RunRow]]:
@@ -115,6 +117,17 @@ def _runs(cursor: DuckDBPyConnection, question: Question, condition: str, order:
         f"select {COLUMNS} from runs where {question.condition} and {condition} order by {order} limit {_FEW}"
     ).fetchall()
     return [run_row(row) for row in found]
+
+
+def _alert_marks(alerts: list[dict[str, object]], charts: Series) -> list[Mark]:
+    """Return when the firing alerts began, if that is in the time range of the charts."""
+    since_us = epoch_us(charts.since)
+    until_us = since_us + int(charts.step_s * charts.steps * 1e6)
+    return [
+        Mark(at=str(alert["began"]), kind="alert", label=str(alert["name"]), where=None)
+        for alert in alerts
+        if alert.get("status") == "firing" and since_us <= epoch_us(str(alert["began"])) < until_us
+    ]
 
 
 def _alert_findings(alerts: list[dict[str, object]]) -> list[Finding]:

@@ -12,12 +12,21 @@ from ._check import (
 # For other packages of stageflow.
 from ._cursor import (
     CursorFile as CursorFile,
+    Position as Position,
     cursor_lock as cursor_lock,
     cursor_names as cursor_names,
     load_cursor as load_cursor,
+    reset_cursor as reset_cursor,
     store_cursor as store_cursor,
 )
-from ._format import REQUIRED as REQUIRED, is_timestamp as is_timestamp, is_well_formed as is_well_formed
+from ._format import (
+    REQUIRED as REQUIRED,
+    SAMPLE_DECISION as SAMPLE_DECISION,
+    SampleDecision as SampleDecision,
+    decode_sample_decision as decode_sample_decision,
+    is_timestamp as is_timestamp,
+    is_well_formed as is_well_formed,
+)
 from ._journal import Journal, find_run as find_run, no_run as no_run, several_runs as several_runs
 from ._reader import (
     Entry,
@@ -38,7 +47,14 @@ from ._retention import (
 )
 from ._run_filter import OTHER_IDS as OTHER_IDS, Names, RunFilter
 from ._run_record import RunRecord, amend as amend
-from ._segments import Segment as Segment, list_writers as list_writers
+from ._segments import (
+    Segment as Segment,
+    find_lines as find_lines,
+    list_writers as list_writers,
+    new_writer as new_writer,
+    original_size as original_size,
+    segment_name as segment_name,
+)
 from ._sink import JournalSink
 
 __all__ = [

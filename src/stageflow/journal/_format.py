@@ -35,17 +35,20 @@ __all__ = [
     "REQUIRED",
     "RUN_CLOSED",
     "RUN_OPEN",
+    "SAMPLE_DECISION",
     "STAGE_WIDE",
     "WRITER_CLOSED",
     "Line",
     "Offset",
     "PrunedHeader",
+    "SampleDecision",
     "WriterClosed",
     "decode",
     "decode_event",
     "decode_heartbeat",
     "decode_pruned_header",
     "decode_run_open",
+    "decode_sample_decision",
     "decode_writer_closed",
     "encode_mark",
     "is_complete_run",
@@ -91,6 +94,7 @@ RUN_OPEN = b'{"type":"run.open","journal":'
 RUN_CLOSED = b'{"type":"run.closed","journal":'
 HEARTBEAT = b'{"type":"heartbeat","journal":'
 WRITER_CLOSED = b'{"type":"writer.closed","journal":'
+SAMPLE_DECISION = b'{"type":"sample.decision","journal":'
 """The prefix of such a line. Readers find these lines with a byte search instead of decoding every line."""
 
 PRUNED = "journal.kept"
@@ -111,6 +115,26 @@ class WriterClosed(Struct, frozen=True):
 
     adopted_by: int | None = None
     crashed: Annotated[int, Meta(ge=0)] = 0
+
+
+class SampleDecision(Struct, frozen=True):
+    """The mark that records whether the archive and the exporters keep a run.
+
+    Attributes:
+        event_id: Id of the run.
+        root_run_id: Id of its root run; for a root run the same id.
+        kept: Whether its events are kept.
+        rate: The number of runs that it represents if it is kept.
+        reason: Why, such as "failed" or "one in 100".
+        decided_at: RFC 3339 time of the decision.
+    """
+
+    event_id: str
+    root_run_id: str
+    kept: bool
+    rate: float
+    reason: str
+    decided_at: str
 
 
 class PrunedHeader(Struct, frozen=True):
@@ -143,6 +167,7 @@ _TYPES: dict[type[Struct], str] = {
     RunClosed: "run.closed",
     Heartbeat: "heartbeat",
     WriterClosed: "writer.closed",
+    SampleDecision: "sample.decision",
     PrunedHeader: PRUNED,
 }
 
@@ -159,6 +184,7 @@ _decode_line = decoder(Line)
 _decode_run_open = decoder(RunOpen)
 _decode_heartbeat = decoder(Heartbeat)
 _decode_pruned_header = decoder(PrunedHeader)
+_decode_sample_decision = decoder(SampleDecision)
 _decode_writer_closed = decoder(WriterClosed)
 
 
@@ -200,6 +226,12 @@ def decode_pruned_header(text: bytes) -> PrunedHeader | None:
     if kept is None or any(later <= at for at, later in pairwise([-1, *kept.offsets, kept.size])):
         return None
     return kept
+
+
+def decode_sample_decision(text: bytes) -> SampleDecision | None:
+    """Decode a sampling decision; return None if it is damaged."""
+    body = _body_of_mark(text)
+    return _decode_sample_decision(body) if body is not None else None
 
 
 def decode_writer_closed(text: bytes) -> WriterClosed | None:

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -230,6 +230,7 @@ class JournalReader:
         *,
         max_bytes: int | None = None,
         larger_alone: bool = True,
+        until: Mapping[str, Position] | None = None,
         timeout: float = 0.0,
     ) -> list[Entry]:
         """Return the next events, or an empty list if there are none yet.
@@ -239,6 +240,8 @@ class JournalReader:
             max_bytes: Maximum total size of their JSON, in bytes; default None for no maximum.
             larger_alone: Whether to return an event that is larger than `max_bytes`, alone; default True.
                 Otherwise the list is empty, and the next call returns the event.
+            until: Position in the segments of each writer before which to stop; no event of another writer is
+                returned. Later calls must not pass earlier positions. Default None, for no such limit.
             timeout: Maximum time to wait for the first event, in seconds; default 0. The call blocks, so
                 asynchronous code must call it in a separate thread.
 
@@ -258,7 +261,7 @@ class JournalReader:
         while True:
             # The remainder of an earlier scan does not include files opened since then.
             is_new = self._pending_steps is None
-            steps = self._next_steps(limit, max_bytes, larger_alone)
+            steps = self._next_steps(limit, max_bytes, larger_alone, until)
             for step in steps:
                 self._apply(step)
             found = [step.entry for step in steps if step.entry is not None]
@@ -267,6 +270,11 @@ class JournalReader:
                 return found
             if is_new and not steps:
                 time.sleep(min(_POLL_SECONDS, left))
+
+    @property
+    def positions(self) -> Mapping[str, Position]:
+        """The position in the segments of each writer, after the events that were read."""
+        return self._positions
 
     @property
     def has_more(self) -> bool:
@@ -295,12 +303,18 @@ class JournalReader:
         self.torn += step.torn
         self.missed += step.missed
 
-    def _next_steps(self, limit: int, max_bytes: int | None = None, larger_alone: bool = True) -> list[_Step]:
+    def _next_steps(
+        self,
+        limit: int,
+        max_bytes: int | None = None,
+        larger_alone: bool = True,
+        until: Mapping[str, Position] | None = None,
+    ) -> list[_Step]:
         """Return the next steps, with up to `limit` events. An error loses none: nothing is applied yet."""
         for _ in range(_MAX_ATTEMPTS):
             if self._pending_steps is None:
                 self._complete_crashed()
-                self._pending_steps = self._steps()
+                self._pending_steps = self._steps(until)
             found: list[_Step] = []
             events = size = 0
             steps, self._pending_steps = self._pending_steps, None
@@ -334,7 +348,7 @@ class JournalReader:
             with contextlib.suppress(OSError):
                 recover(self.path, closed=self._closed)
 
-    def _steps(self) -> Iterator[_Step]:
+    def _steps(self, until: Mapping[str, Position] | None) -> Iterator[_Step]:
         # List the segments before reading any: a segment with a successor in the list is complete.
         writers = list_writers(self.path)
         for gone in self._positions.keys() - writers.keys():
@@ -342,7 +356,11 @@ class JournalReader:
         errors: list[OSError] = []
         for writer, segments in writers.items():
             try:
-                yield from self._steps_of(writer, segments)
+                steps = self._steps_of(writer, segments)
+                if until is not None:
+                    end = until.get(writer, (0, 0))
+                    steps = itertools.takewhile(lambda step, end=end: step.position <= end, steps)  # type: ignore[misc]
+                yield from steps
             except FileNotFoundError:
                 raise
             except OSError as error:  # only this writer is affected; read the segments of the others

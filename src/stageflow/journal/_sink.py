@@ -19,7 +19,7 @@ from .._log import log_safely
 from ..errors import describe, invalid_argument
 from ..events import DELIVERY, DirectSink, Event, EventLost
 from ..schema import Heartbeat, PipelineWide, RunClosed, RunOpen
-from ._format import WriterClosed, encode_mark
+from ._format import SampleDecision, WriterClosed, encode_mark
 from ._retention import RetentionPolicy
 from ._writer import SegmentSyncer, SegmentWriter, SyncThread
 
@@ -197,6 +197,14 @@ class JournalSink(DirectSink):
                 self._open_runs.add(mark.event_id)
             else:
                 self._open_runs.discard(mark.event_id)
+
+    def write_decision(self, decision: SampleDecision) -> None:
+        """Write a sampling decision.
+
+        Raises:
+            EventLost: It could not be written.
+        """
+        self._write(encode_mark(decision))
 
     # ------------------------------------------------------------ writing
 

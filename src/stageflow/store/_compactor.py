@@ -21,7 +21,14 @@ from msgspec import Struct
 
 from .._files import absolute_path, try_lock
 from .._log import log_safely
-from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe, invalid_argument
+from ..errors import (
+    ArchiveDamagedError,
+    CursorInUseError,
+    DamagedFileError,
+    JournalNotFoundError,
+    describe,
+    invalid_argument,
+)
 from ..journal import (
     CursorFile,
     Journal,
@@ -29,18 +36,20 @@ from ..journal import (
     Segment,
     list_writers,
     load_cursor,
-    read_failures,
+    original_size,
     store_cursor,
     writer_is_closed,
 )
 from ._address import CURSOR, absolute_address, archived_events, read_address, same_address, store_address
 from ._archive import COUNTS, Archive, ArchiveFile, Conflict
 from ._database import InterruptibleDatabase, as_os_errors
+from ._decider import Decider
+from ._decisions import Decisions
 from ._losses import address_conflict, with_loss_count
-from ._merge import KNOWN_KINDS, NO_KINDS, Merged, count_rows, merge, sum_counts
+from ._merge import Merged, count_rows, merge, sum_counts
 from ._parquet import LocalFiles, may_be_damage, select_rows
 from ._rows import load_rows
-from ._sampling import TailSampler, sample
+from ._sampling import TailSampler, apply_decisions
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -241,6 +250,7 @@ class Compactor:
         )
         self._use(read_address(self.journal) if self._given is None else self._given)
         self._sampler = sampler
+        self._decider: Decider | None = None
         self._max_attributes = max_attributes
         self._batch_bytes = batch_bytes
 
@@ -295,6 +305,8 @@ class Compactor:
         `compact` raises an error in that thread. Nothing is lost: the next compaction repeats the step.
         """
         self._database.interrupt()
+        if (decider := self._decider) is not None:
+            decider.interrupt()
 
     def recover(self) -> list[str]:
         """Make an archive readable again after a machine crash; `compact` calls this method.
@@ -370,18 +382,30 @@ class Compactor:
     # ------------------------------------------------------------ into the archive
 
     def _archive_all(self, progress: Progress) -> tuple[int, int, int]:
+        if self._sampler is None:
+            return self._archive_decided(progress, None)
+        with contextlib.suppress(CursorInUseError), Decider(self.journal, self._sampler) as decider:
+            self._decider = decider
+            try:
+                decider.decide()
+            finally:
+                self._decider = None
+        with Decisions(self.journal) as decisions:
+            return self._archive_decided(progress, decisions)
+
+    def _archive_decided(self, progress: Progress, decisions: Decisions | None) -> tuple[int, int, int]:
         done = archived = rows = kept = 0
         attempts = 0
         while True:
             self.archive.refresh()
-            waiting = closed_segments(self.journal, self.archive)
+            waiting = closed_segments(self.journal, self.archive, decisions)
             if not waiting:
                 return archived, rows, kept
             batch = _first_batch(waiting, self._batch_bytes)
             sizes = {segment.path: _size(segment) for segment in waiting}
             progress(done, done + sum(sizes.values()))
             try:
-                found, left = self._archive_batch(batch)
+                found, left = self._archive_batch(batch, decisions)
             except (Conflict, FileNotFoundError):
                 # Another process archived or deleted a segment first: list the segments again.
                 attempts += 1
@@ -399,7 +423,7 @@ class Compactor:
             done += sum(sizes[segment.path] for segment in batch)
             progress(done, done + sum(sizes.values()) - sum(sizes[segment.path] for segment in batch))
 
-    def _archive_batch(self, batch: Sequence[Segment]) -> tuple[int, int]:
+    def _archive_batch(self, batch: Sequence[Segment], decisions: Decisions | None) -> tuple[int, int]:
         """Archive a batch of segments; return the number of its events, and how many of them are kept."""
         with self._database.open() as database:
             attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._max_attributes)
@@ -409,9 +433,8 @@ class Compactor:
             count = _count(database)
             written = self._local.write(database, count_rows("batch", superseded), COUNTS) if count else []
             with self._local.deleted_on_failure(written):
-                if self._sampler is not None:
-                    failures = read_failures(self.journal)
-                    sample(database, self._sampler, "batch", merged.related_rows, self._kinds(), failures)
+                if decisions is not None:
+                    apply_decisions(database, "batch", merged.related_rows, decisions)
                 kept = _count(database)
                 rows, replaced = "from batch", []
                 if superseded.count:
@@ -423,11 +446,6 @@ class Compactor:
                 last = {segment.writer: segment.sequence for segment in batch}
                 self.archive.commit(written, replaced, last)
         return count - superseded.count, kept - superseded.count
-
-    def _kinds(self) -> str:
-        """Return an SQL query for the known kinds of runs."""
-        counts = [file for file in self.archive.files() if not file.has_events]
-        return KNOWN_KINDS.format(counts=select_rows(self._local.paths(counts))) if counts else NO_KINDS
 
     def _files_to_replace(self, database: DuckDBPyConnection, merged: Merged) -> list[ArchiveFile]:
         """Return the archive files with rows that the batch supersedes."""
@@ -481,14 +499,27 @@ def check_exists(archive: Archive, journal: str) -> None:
         )
 
 
-def closed_segments(journal: str, archive: Archive) -> list[Segment]:
-    """Return the segments that are closed and not yet in the archive, oldest writer first."""
+def closed_segments(journal: str, archive: Archive, decisions: Decisions | None = None) -> list[Segment]:
+    """Return the segments that are closed and not yet in the archive, oldest writer first.
+
+    Args:
+        journal: Directory of the journal.
+        archive: The archive.
+        decisions: If given, omit segments with events of undecided runs, and those after them.
+    """
     found: list[Segment] = []
+    until = decisions.decided_until() if decisions is not None else None
     for writer, segments in list_writers(journal).items():
         rest = [segment for segment in segments if segment.sequence > archive.watermark(writer)]
         if rest:
             with contextlib.suppress(FileNotFoundError):
-                found += rest if writer_is_closed(segments) else rest[:-1]
+                closed = rest if writer_is_closed(segments) else rest[:-1]
+                if until is not None:
+                    end = until.get(writer, (0, 0))
+                    closed = [
+                        segment for segment in closed if (segment.sequence, original_size(segment)) <= end
+                    ]
+                found += closed
     return found
 
 

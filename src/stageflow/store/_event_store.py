@@ -37,11 +37,10 @@ from ._explain._explanation import Explanation
 from ._explain._request import Request, Sort
 from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
-from ._merge import NO_KINDS
 from ._queries import Queries, Rows, load_run
 from ._result_list import ResultList
 from ._rows import events_of
-from ._sampling import SamplingResult, TailSampler, decide, report
+from ._sampling import NO_KINDS, SamplingResult, TailSampler, decide, report
 from ._selection import Over, condition
 from ._snapshot import Scope
 from ._statistics import Stat, Total, Volume, stats, totals

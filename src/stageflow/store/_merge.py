@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE_TYPE",
-    "KNOWN_KINDS",
     "MIN_ROWS_ABOVE",
     "MIN_SAMPLED_ROWS",
-    "NO_KINDS",
     "Merged",
     "Superseded",
     "Z",
@@ -317,14 +315,6 @@ def _merged(repeated_rows: str, attributes: Attributes) -> str:
 
 
 _KEYS = ("topology", "pipeline_name", "stage_name", "status", "outcome", "service_version")
-
-KNOWN_KINDS = (
-    "select distinct coalesce(pipeline_name, ''), coalesce(outcome, ''), coalesce(service_version, '')"
-    " from {counts} where stage_name is null"
-)
-"""SQL query for the kinds of runs that were counted."""
-
-NO_KINDS = "select '', '', '' where false"
 
 
 def count_rows(table: str, superseded: Superseded) -> str:

@@ -8,18 +8,27 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from .._failures import FailureOutcomes
 from .._toml import parse_toml
 from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
 from ._columns import AMENDMENTS, FAILED, quoted, text
-from ._merge import failed_column
 from ._selection import parenthesized, parse_predicate
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["SampleRule", "SamplingResult", "TailSampler", "decide", "read_sampler", "report", "sample"]
+    from ._decisions import Decisions
+
+__all__ = [
+    "NO_KINDS",
+    "SampleRule",
+    "SamplingResult",
+    "TailSampler",
+    "apply_decisions",
+    "decide",
+    "read_sampler",
+    "report",
+]
 
 
 class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
@@ -47,7 +56,7 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 
     The first match applies, in this order: runs that failed or crashed, slow runs and the first run of each
     kind (pipeline, outcome and version) are kept; then the rules, in their order; then a target rate per key
-    and minute, or one in `one_in`.
+    and minute, or one in `one_in`. Runs that take longer than `decide_after` are always kept.
 
     Attributes:
         keep_failures: Keep every run that counts as a failure (see `failure_outcomes` in `Settings`), or
@@ -59,6 +68,8 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         per_key: The column of `runs` for whose values `target_per_minute` is set; default "topology".
         target_per_minute: Approximate number of runs to keep per key and minute; default None, for no target.
         one_in: Without a target, the number of runs that a kept run represents; default 1, to keep all.
+        decide_after: Maximum time to wait for the end of a run, in seconds; default 600. It limits how long
+            events wait in the journal before they are exported or archived.
 
     Raises:
         InvalidArgumentError: A number is out of range.
@@ -75,9 +86,14 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     per_key: str = "topology"
     target_per_minute: float | None = None
     one_in: float = 1.0
+    decide_after: float = 600.0
 
     def __post_init__(self) -> None:
         _check_one_in("TailSampler", self.one_in)
+        if not (isinstance(self.decide_after, int | float) and self.decide_after > 0):
+            raise invalid_argument(
+                "TailSampler", "decide_after", self.decide_after, "a number greater than 0"
+            )
         for name in ("slower_than", "target_per_minute"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
@@ -127,7 +143,7 @@ class SamplingResult(Struct, frozen=True):
 
     Attributes:
         key: Value of `per_key`.
-        reason: "failed", "slow", "first of its kind", the reason of a rule, "target" or "one in N".
+        reason: "failed", "slow", "first of its kind", "long", the reason of a rule, "target" or "one in N".
         runs: Number of runs.
         kept: Number of runs that are kept.
         events: Number of wide events of these runs.
@@ -142,8 +158,21 @@ class SamplingResult(Struct, frozen=True):
     kept_events: int
 
 
-def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, runs: str, kinds: str) -> None:
+NO_KINDS = "select '', '', '' where false"
+NO_MINUTES = "select '' as key, '' as minute, 0 as runs where false"
+
+
+def decide(
+    connection: DuckDBPyConnection,
+    decided: str,
+    sampler: TailSampler,
+    runs: str,
+    kinds: str,
+    minutes: str = NO_MINUTES,
+) -> None:
     """Create a table of root runs with their rate, the reason, and whether they are kept.
+
+    For runs to which the target rate applies, the table also contains their minute.
 
     Args:
         connection: The DuckDB connection.
@@ -151,6 +180,8 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
         sampler: The sampler.
         runs: SQL query for the runs, with the columns of `runs`.
         kinds: SQL query for the known kinds of runs (pipeline, outcome, version).
+        minutes: SQL query for the number of runs to which the target rate was applied before: key, minute,
+            runs.
 
     Raises:
         QueryError: A rule or the key is invalid.
@@ -164,14 +195,17 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
         always.append(f"when slowest_ms > {sampler.slower_than * 1000!r} then 'slow'")
     if sampler.first_of_a_kind:
         always.append("when is_first then 'first of its kind'")
+    always.append(f"when slowest_ms > {sampler.decide_after * 1000!r} then 'long'")
     for rule in sampler.rules:
         parse_predicate(connection, rule.where)
     rules = [f"when {parenthesized(rule.where)} then {n}" for n, rule in enumerate(sampler.rules)]
     rates = [f"when {n} then {float(rule.one_in)!r}" for n, rule in enumerate(sampler.rules)]
     reasons = [f"when {n} then {text(rule.reason or rule.where)}" for n, rule in enumerate(sampler.rules)]
     if sampler.target_per_minute is not None:
-        in_minute = "count(*) over (partition by always, rule, key, minute)"
-        rate = f"greatest(1.0, {in_minute} / {float(sampler.target_per_minute)!r})"
+        # The runs of this minute before these ones, and those of the previous minute, predict its total.
+        in_minute = "count(*) over (partition by always, rule, classified.key, classified.minute)"
+        total = f"greatest({in_minute} + coalesce(current.runs, 0), coalesce(previous.runs, 0))"
+        rate = f"greatest(1.0, {total} / {float(sampler.target_per_minute)!r})"
         reason = "target"
     else:
         rate, reason = f"{float(sampler.one_in)!r}", f"one in {sampler.one_in:g}"
@@ -185,7 +219,8 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
                     max(duration_ms) as slowest_ms
                 from ({runs}) group by 1
             ), roots as (
-                select *, pipeline_run_id as root, date_trunc('minute', started_at) as minute,
+                select *, pipeline_run_id as root, strftime(started_at, '%Y-%m-%dT%H:%M') as minute,
+                    strftime(started_at - interval 1 minute, '%Y-%m-%dT%H:%M') as previous_minute,
                     {key}::varchar as key, case {" ".join(rules) or "when false then 0"} end as rule,
                     row_number() over (partition by pipeline_name, outcome, service_version
                         order by started_at, pipeline_run_id) = 1
@@ -194,14 +229,20 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
                 from ({runs}) where pipeline_run_id = {_ROOT}
                 qualify row_number() over (partition by pipeline_run_id order by started_at desc) = 1
             ), classified as (
-                select root, coalesce(key, '') as key, minute, rule, case {" ".join(always)} end as always
+                select root, coalesce(key, '') as key, minute, previous_minute, rule,
+                    case {" ".join(always)} end as always
                 from trees left join roots using (root)
             ), rated as (
-                select *, case when always is not null then 1.0
+                select classified.*, case when always is not null then 1.0
                     else coalesce(case rule {" ".join(rates) or "when 0 then 1"} end, {rate}) end as rate
                 from classified
+                left join ({minutes}) current
+                    on (current.key, current.minute) = (classified.key, classified.minute)
+                left join ({minutes}) previous
+                    on (previous.key, previous.minute) = (classified.key, previous_minute)
             )
-            select root, key, rate, {_HASH_POSITION} < 1 / rate as kept,
+            select root, key, rate::double as rate, {_HASH_POSITION} < 1 / rate as kept,
+                case when always is null and rule is null then minute end as minute,
                 coalesce(always, case rule {" ".join(reasons) or "when 0 then ''"} end, {text(reason)})
                     as reason
             from rated
@@ -226,69 +267,55 @@ def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Samp
     return [SamplingResult(*row) for row in found]
 
 
-def sample(
-    connection: DuckDBPyConnection,
-    sampler: TailSampler,
-    table: str,
-    archived: str | None,
-    kinds: str,
-    failures: FailureOutcomes,
+def apply_decisions(
+    connection: DuckDBPyConnection, table: str, archived: str | None, decisions: Decisions
 ) -> None:
     """Delete the rows of runs that are not kept from a table, and set `sample_rate` and `sample_reason`.
 
-    A run that is partly in the archive is kept, with the rate of the archived part. A run whose end is not
-    among the rows is kept too, and so are events that belong to no run.
+    A run that is partly in the archive, from before the journal was sampled, is kept with the rate of the
+    archived part. Events that belong to no run are kept too.
 
     Args:
         connection: The connection that contains the table.
-        sampler: The sampler.
         table: Name of the table of new rows.
         archived: SQL query for the archived rows that may belong to the same runs; None for no rows.
-        kinds: See `decide`.
-        failures: The outcomes of runs that count as failures.
-
-    Raises:
-        QueryError: A rule or the key is invalid.
+        decisions: The decisions about these runs.
     """
-    decided, known, continued, fates = (
-        f"{table}_{name}" for name in ("decided", "known", "continued", "fates")
-    )
-    ended = f"(select *, {failed_column(failures)} as {FAILED} from {table} where type = 'pipeline.wide')"
+    known, fates = f"{table}_known", f"{table}_fates"
+    found = connection.execute(
+        f"select distinct pipeline_run_id from {table} where pipeline_run_id is not null"
+    ).fetchall()
     rows = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
     connection.execute(f"""
         create or replace temp table {known} as
-        select id, max(rate) as rate
-        from (select unnest([pipeline_run_id, root_run_id]) as id, sample_rate as rate {rows})
-        where id is not null group by 1
+        select pipeline_run_id as id, max(sample_rate) as rate {rows} group by 1
     """)
-    connection.execute(f"""
-        create or replace temp table {continued} as
-        select {_ROOT} as root, max(known.rate) as rate
-        from {ended} join {known} known on id in (pipeline_run_id, root_run_id) group by 1
-    """)
-    new = f"select * from {ended} where {_ROOT} not in (select root from {continued})"
-    decide(connection, decided, sampler, new, kinds)
-    connection.execute(f"""
-        create or replace temp table {fates} as
-        select run, coalesce(decided.rate, continued.rate, known.rate, 1.0) as rate,
-            coalesce(decided.kept, true) as kept, coalesce(decided.reason, 'incomplete') as fate_reason,
-            continued.root is not null or known.id is not null as is_known
-        from (
-            select pipeline_run_id as run, coalesce(max(root_run_id), pipeline_run_id) as root
-            from {table} where pipeline_run_id is not null group by pipeline_run_id
+    connection.execute(
+        f"create or replace temp table {fates} (run varchar, kept boolean, rate double, fate_reason varchar)"
+    )
+    decided = decisions.find(run for (run,) in found)
+    if decided:
+        runs, each = [*decided], [*decided.values()]
+        connection.execute(
+            f"insert into {fates} select unnest(?), unnest(?), unnest(?), unnest(?)",
+            [runs, [d.kept for d in each], [d.rate for d in each], [d.reason for d in each]],
         )
-        left join {decided} decided using (root) left join {continued} continued using (root)
-        left join {known} known on known.id = run
-    """)
     connection.execute(f"""
         delete from {table} where pipeline_run_id in (select run from {fates} where not kept)
-            -- The event that an amendment belongs to was dropped with its run.
-            or (type in ({text(*AMENDMENTS)}) and pipeline_run_id not in (select id from {known}))
+            and pipeline_run_id not in (select id from {known})
+    """)
+    # The event that an amendment belongs to was dropped with its run, before the decision was deleted.
+    connection.execute(f"""
+        delete from {table} where type in ({text(*AMENDMENTS)})
+            and pipeline_run_id not in (select run from {fates} union all select id from {known})
     """)
     connection.execute(f"""
         update {table} set
-            sample_rate = case when is_known then greatest(coalesce(sample_rate, 1), rate)
-                else coalesce(sample_rate, 1) * rate end,
+            sample_rate = case when known.id is not null
+                then greatest(coalesce(sample_rate, 1), coalesce(known.rate, 1))
+                else coalesce(sample_rate, 1) * coalesce(fates.rate, 1) end,
             sample_reason = coalesce(sample_reason, fate_reason)
-        from {fates} where run = pipeline_run_id
+        from (select distinct pipeline_run_id as run from {table}) runs
+            left join {fates} fates using (run) left join {known} known on known.id = runs.run
+        where pipeline_run_id = runs.run
     """)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,11 +27,12 @@ from ..errors import (
     describe,
     invalid_argument,
 )
-from ..journal import Entry, JournalReader
-from ._batch import Batch, ExportEvent, event_of
+from ..journal import JournalReader
+from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Sent, check_name
 from ._retries import ExportSettings, Retries
+from ._sampled import EventReader, Read, SampledReader
 from ._state import (
     ExportCounters,
     ExportState,
@@ -40,6 +41,9 @@ from ._state import (
     rejected_directory,
     store_state,
 )
+
+if TYPE_CHECKING:
+    from ..store import TailSampler
 
 __all__ = ["ExportRunner", "attempt", "check_sent"]
 
@@ -86,6 +90,9 @@ class ExportRunner:
         settings: Batches, retries and retention of rejected events; default `ExportSettings()`.
         at_end: Whether to skip the existing events in the journal when an exporter with this name first
             starts; default False.
+        sampler: Selects the runs to export; default None, for all. The decisions are recorded in the journal
+            and also apply to its archive and its other exporters, if they have a sampler. It requires
+            `stageflow[store]`.
         on_change: Called with the state after each attempt to send a batch, on the thread of the runner;
             default None.
 
@@ -109,6 +116,7 @@ class ExportRunner:
         *,
         settings: ExportSettings | None = None,
         at_end: bool = False,
+        sampler: TailSampler | None = None,
         on_change: Callable[[ExportState], object] | None = None,
     ) -> None:
         if not isinstance(exporter, Exporter):
@@ -120,6 +128,7 @@ class ExportRunner:
         self.status: Status = "stopped"
         self.state = ExportState(target=exporter.target)
         self._at_end = at_end
+        self._sampler = sampler
         self._on_change = on_change
         self._retries = Retries(self.settings)
         self._logged: set[str] = set()
@@ -214,8 +223,11 @@ class ExportRunner:
             batches = self.state.counters.batches
             try:
                 name = cursor_name(self.exporter.name)
-                with JournalReader(self.journal, name, at_end=self._at_end) as reader:
-                    self._export(runner, reader)
+                with (
+                    JournalReader(self.journal, name, at_end=self._at_end) as reader,
+                    self._event_reader(reader) as events,
+                ):
+                    self._export(runner, reader, events)
                     stopping = self._stopping.is_set()
             except CursorInUseError:
                 self.status = "standby"
@@ -240,7 +252,10 @@ class ExportRunner:
 
     # ------------------------------------------------------------ export
 
-    def _export(self, runner: asyncio.Runner, reader: JournalReader) -> None:
+    def _event_reader(self, reader: JournalReader) -> EventReader:
+        return EventReader(reader) if self._sampler is None else SampledReader(reader, self._sampler)
+
+    def _export(self, runner: asyncio.Runner, reader: JournalReader, events: EventReader) -> None:
         """Export until the runner is stopped. This process holds the cursor."""
         self.status = "exporting"
         letters = DeadLetters(rejected_directory(self.journal, self.exporter.name))
@@ -248,18 +263,21 @@ class ExportRunner:
         self._resume(reader)
         self._expire(letters)
         committed_at = time.monotonic()
+        drained = False
         while not self._stopping.is_set() or self._draining:
             first = reader.events
-            entries = self._read_batch(runner, reader)
-            if entries:
-                delivered = self._deliver(runner, [event_of(entry) for entry in entries])
+            events.advance(now=self._stopping.is_set() and not drained)
+            drained = self._stopping.is_set()
+            read = self._read_batch(runner, events)
+            if read.count:
+                delivered = self._deliver(runner, read.events) if read.events else _Delivered()
                 if delivered is None:
                     return
-                self._store(reader, letters, first, entries, delivered)
+                self._store(reader, letters, first, read, delivered)
                 committed_at = time.monotonic()
-            elif self._stopping.is_set():
+            elif drained:
                 return
-            else:
+            elif not self._stopping.is_set():
                 if time.monotonic() - committed_at > _IDLE_COMMIT_SECONDS:
                     reader.commit()  # otherwise retention would keep segments that contain only marks
                     committed_at = time.monotonic()
@@ -287,19 +305,22 @@ class ExportRunner:
             )
         )
 
-    def _read_batch(self, runner: asyncio.Runner, reader: JournalReader) -> list[Entry]:
-        limits = self.settings
-        entries = reader.read(limits.batch_events, max_bytes=limits.batch_bytes)
+    def _read_batch(self, runner: asyncio.Runner, events: EventReader) -> Read:
+        limits, reader = self.settings, events.reader
+        read = latest = events.read(limits.batch_events, limits.batch_bytes)
         until = time.monotonic() + limits.batch_seconds
-        while entries and not reader.has_more and not self._stopping.is_set():
+        while read.count and not self._stopping.is_set():
             left = until - time.monotonic()
-            events = limits.batch_events - len(entries)
-            size = limits.batch_bytes - sum(len(entry.json) for entry in entries)
-            if left <= 0 or events <= 0 or size <= 0:
+            count = limits.batch_events - len(read.events)
+            size = limits.batch_bytes - sum(len(event.json) for event in read.events)
+            if left <= 0 or count <= 0 or size <= 0 or (reader.has_more and not latest.sampled_out):
                 break
-            runner.run(self._pause(min(_POLL_SECONDS, left)))
-            entries += reader.read(events, max_bytes=size, larger_alone=False)
-        return entries
+            if not reader.has_more:
+                runner.run(self._pause(min(_POLL_SECONDS, left)))
+                events.advance()
+            latest = events.read(count, size, larger_alone=False)
+            read = Read(read.events + latest.events, read.sampled_out + latest.sampled_out)
+        return read
 
     def _deliver(self, runner: asyncio.Runner, events: list[ExportEvent]) -> _Delivered | None:
         """Send the events in order, and return the result; None if the runner was stopped before the end."""
@@ -358,7 +379,7 @@ class ExportRunner:
         reader: JournalReader,
         letters: DeadLetters,
         first: int,
-        entries: list[Entry],
+        read: Read,
         delivered: _Delivered,
     ) -> None:
         """Store the rejected events, then the counters, then the position."""
@@ -380,12 +401,13 @@ class ExportRunner:
             replace(
                 state,
                 counters=ExportCounters(
-                    read=before.read + len(entries),
-                    sent=before.sent + len(entries) - refused,
+                    read=before.read + read.count,
+                    sent=before.sent + len(read.events) - refused,
+                    sampled_out=before.sampled_out + read.sampled_out,
                     duplicates=before.duplicates + delivered.duplicates,
                     rejected=before.rejected + refused,
-                    batches=before.batches + 1,
-                    bytes=before.bytes + sum(len(entry.json) for entry in entries) - rejected_bytes,
+                    batches=before.batches + bool(read.events),
+                    bytes=before.bytes + sum(len(event.json) for event in read.events) - rejected_bytes,
                 ),
                 previous=before,
                 position=reader.events,

@@ -40,13 +40,16 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class ExportCounters(Struct, frozen=True, kw_only=True):
-    """The number of events that an exporter read, sent and rejected. `read` is `sent` plus `rejected`.
+    """The number of events that an exporter read, sent, rejected and sampled out.
+
+    `read` is the sum of `sent`, `rejected` and `sampled_out`.
 
     Attributes:
         read: Events read from the journal and processed.
         sent: Events that the target accepted.
         duplicates: Number of sent events that the target already had, if it reports them.
         rejected: Events that the target does not accept.
+        sampled_out: Events of runs that the sampler does not keep.
         batches: Number of batches.
         bytes: Size of the JSON of the events that were sent, in bytes.
     """
@@ -55,6 +58,7 @@ class ExportCounters(Struct, frozen=True, kw_only=True):
     sent: Count = 0
     duplicates: Count = 0
     rejected: Count = 0
+    sampled_out: Count = 0
     batches: Count = 0
     bytes: Count = 0
 

@@ -32,6 +32,8 @@ class ExportStatus(Struct, frozen=True, kw_only=True):
         sent: Events that the target accepted.
         duplicates: Number of sent events that the target already had, if it reports them.
         rejected: Events that the target rejected.
+        sampled_out: Events of runs that the sampler does not keep. They are not lost: nothing else counts
+            them.
         waiting: Rejected events that `stageflow export retry` can send.
         expired: Rejected events that were deleted because of their age or size.
         missed: Events that retention deleted before they were exported. Up to one batch can also be counted
@@ -55,6 +57,7 @@ class ExportStatus(Struct, frozen=True, kw_only=True):
     sent: int
     duplicates: int
     rejected: int
+    sampled_out: int
     waiting: int
     expired: int
     missed: int
@@ -106,6 +109,7 @@ def _status_of(journal: str, name: str) -> ExportStatus:
         sent=state.counters.sent,
         duplicates=state.counters.duplicates,
         rejected=state.counters.rejected,
+        sampled_out=state.counters.sampled_out,
         waiting=sum(1 for _ in DeadLetters(rejected_directory(journal, name))),
         expired=state.expired,
         missed=read_deletion_counts(journal).missed.get(cursor, 0),

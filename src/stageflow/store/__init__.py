@@ -25,6 +25,8 @@ from ._comparison import (
     SlowRecord,
     failure_condition as failure_condition,
 )
+from ._decider import Decider as Decider
+from ._decisions import Decision as Decision, Decisions as Decisions
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part

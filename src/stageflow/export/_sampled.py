@@ -1,0 +1,163 @@
+"""`SampledReader`: reads the events of decided runs, and drops those of runs that are not kept."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+from msgspec import Raw, Struct
+
+from .._state_file import decoder
+from ..errors import CursorInUseError
+from ..journal import JournalReader
+from ._batch import ExportEvent, event_of
+
+if TYPE_CHECKING:
+    from ..store import Decider, Decision, Decisions, TailSampler
+
+__all__ = ["EventReader", "Read", "SampledReader"]
+
+
+_DECIDE_SECONDS = 1.0
+"""Minimum interval at which runs are decided."""
+
+_DECIDE_SHARE = 0.1
+"""Maximum share of the time that is spent on decisions."""
+
+_decode_fields = decoder(dict[str, Raw])
+_decode_number = decoder(float)
+
+
+class Read(Struct, frozen=True):
+    """The result of a read.
+
+    Attributes:
+        events: The events to export, in the order of the journal.
+        sampled_out: Number of events that were read and are not exported.
+    """
+
+    events: list[ExportEvent]
+    sampled_out: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of events that were read."""
+        return len(self.events) + self.sampled_out
+
+
+class EventReader:
+    """Reads all events of a journal.
+
+    Args:
+        reader: The reader of the journal.
+    """
+
+    def __init__(self, reader: JournalReader) -> None:
+        self.reader = reader
+
+    def advance(self, *, now: bool = False) -> None:
+        """Decide runs, if that is due.
+
+        Args:
+            now: Whether to decide even if it is not due.
+        """
+
+    def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
+        """Return the next events; see `JournalReader.read`."""
+        entries = self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone)
+        return Read([event_of(entry) for entry in entries])
+
+    def close(self) -> None:
+        """Release the resources other than the reader."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SampledReader(EventReader):
+    """Reads the events of kept runs, with the rate in `sample_rate` and the reason in `sample_reason`.
+
+    The decisions apply to all exporters and the archive. The process that holds the cursor of the decider
+    decides; this object tries to acquire it. Events of undecided runs, and those after them in the segments
+    of the same process, remain in the journal.
+
+    Args:
+        reader: The reader of the journal.
+        sampler: The rules.
+    """
+
+    def __init__(self, reader: JournalReader, sampler: TailSampler) -> None:
+        from ..store import Decisions
+
+        super().__init__(reader)
+        self._sampler = sampler
+        self._decider: Decider | None = None
+        self._due_at = 0.0
+        self._decisions: Decisions = Decisions(reader.path)
+
+    def advance(self, *, now: bool = False) -> None:
+        """Decide runs, if that is due and no other process does it."""
+        from ..store import Decider
+
+        started = time.monotonic()
+        if not now and started < self._due_at:
+            return
+        if self._decider is None:
+            with contextlib.suppress(CursorInUseError):
+                self._decider = Decider(self.reader.path, self._sampler)
+        if self._decider is not None:
+            try:
+                self._decider.decide()
+            except BaseException:
+                self._release()
+                raise
+        ended = time.monotonic()
+        self._due_at = ended + max(_DECIDE_SECONDS, (ended - started) / _DECIDE_SHARE)
+
+    def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
+        """Return the next events of kept runs; see `JournalReader.read`."""
+        until = self._decisions.decided_until()
+        entries = self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone, until=until)
+        events = [event_of(entry) for entry in entries]
+        decided = self._decisions.find({event.run_id for event in events if event.run_id is not None})
+        found: list[ExportEvent] = []
+        for event in events:
+            decision = decided.get(event.run_id or "")
+            if decision is None:  # it belongs to no run
+                found.append(event)
+            elif decision.kept:
+                found.append(_weighted(event, decision))
+        return Read(found, len(events) - len(found))
+
+    def _release(self) -> None:
+        decider, self._decider = self._decider, None
+        if decider is not None:
+            decider.close()
+
+    def close(self) -> None:
+        """Let another process decide."""
+        try:
+            self._release()
+        finally:
+            self._decisions.close()
+
+
+def _weighted(event: ExportEvent, decision: Decision) -> ExportEvent:
+    """Return an event with the rate and the reason of a decision; an amendment has those of its event."""
+    fields = _decode_fields(event.json)
+    if event.revision or fields is None:
+        return event
+    before = _decode_number(fields["sample_rate"]) if "sample_rate" in fields else None
+    rate = (before if before is not None and before >= 1 else 1.0) * decision.rate
+    encoded = msgspec.json.encode(int(rate) if rate.is_integer() else rate)
+    fields["sample_rate"] = Raw(encoded)
+    fields.setdefault("sample_reason", Raw(msgspec.json.encode(decision.reason)))
+    return msgspec.structs.replace(event, json=msgspec.json.encode(fields))

@@ -62,6 +62,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             lines are neither recorded nor counted.
         export: Targets to which the events of the journal are exported in the background: URLs, tables with a
             `url` and options, or `Exporter` objects.
+        sampler: Selects the runs to export: a `TailSampler`, or the path of a TOML file; None for all runs.
+            `stageflow compact` uses the file for the archive too.
         origins: Source of each setting: "argument", the name of an environment variable, or a file.
     """
 
@@ -79,6 +81,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     failure_outcomes: tuple[str, ...] | None = None
     log_tail: int = MAX_LOG_LINES
     export: Sequence[Any] = ()
+    sampler: Any = None
     origins: Mapping[str, str] = {}
 
 
@@ -96,12 +99,14 @@ _VARIABLES = {
     "failure_outcomes": "STAGEFLOW_FAILURE_OUTCOMES",
     "log_tail": "STAGEFLOW_LOG_TAIL",
     "export": "STAGEFLOW_EXPORT",
+    "sampler": "STAGEFLOW_SAMPLER",
 }
 """The environment variable of each setting: plain text for those in `_STRINGS`, JSON for the others."""
 
 _MOST_LOG_LINES = 200
 
 _STRINGS = ("journal", "service", "version", "environment", "commit")
+_PATHS = ("journal", "sampler")
 
 _settings: Settings | None = None
 _journal: JournalSink | None = None
@@ -140,6 +145,7 @@ class Given(TypedDict, total=False):
     failure_outcomes: Sequence[str] | None
     log_tail: int | Literal[False]
     export: Sequence[Any]
+    sampler: Any
 
 
 def configure(**given: Unpack[Given]) -> Settings:
@@ -157,8 +163,9 @@ def configure(**given: Unpack[Given]) -> Settings:
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
-            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`, `log_tail`, `export`; see
-            `Settings`. If no source defines `journal` or `sink`, the global sink remains as it is.
+            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`, `log_tail`, `export`,
+            `sampler`; see `Settings`. If no source defines `journal` or `sink`, the global sink remains as
+            it is.
 
     Returns:
         The settings in effect, and the source of each.
@@ -203,6 +210,15 @@ def configured_targets() -> Sequence[Any]:
         SettingsError: A setting is unknown or has an invalid value.
     """
     return _read({}).export
+
+
+def configured_sampler() -> Any:
+    """Return the setting `sampler` of the environment or `pyproject.toml`: a path, or None.
+
+    Raises:
+        SettingsError: A setting is unknown or has an invalid value.
+    """
+    return _read({}).sampler
 
 
 def is_exporting() -> bool:
@@ -285,19 +301,29 @@ def _apply(new: Settings, old: Settings | None) -> None:
 
 def _new_export(new: Settings, old: Settings | None) -> BackgroundExport | None:
     """Return the exporters of the settings, not started yet; None if there are none, or they are the same."""
-    if old is not None and (new.journal, new.export) == (old.journal, old.export):
+    same = old is not None and (new.journal, new.export, new.sampler) == (
+        old.journal,
+        old.export,
+        old.sampler,
+    )
+    if same:
         return None
     if not new.export:
         return None
     if new.journal is None:
         raise SettingsError("export requires a journal", _origin(new, "export"))
-    from .export import BackgroundExport, exporters_of  # most processes do not export
+    # Most processes do not export.
+    from .export import BackgroundExport, exporters_of, sampler_of
 
     try:
         exporters = exporters_of(new.export)
     except InvalidArgumentError as error:
         raise SettingsError(f"export: {error}", _origin(new, "export")) from None
-    return BackgroundExport(new.journal, exporters, DELIVERY.drain_timeout)
+    try:
+        sampler = sampler_of(new.sampler)
+    except (InvalidArgumentError, OSError) as error:
+        raise SettingsError(f"sampler: {error}", _origin(new, "sampler")) from None
+    return BackgroundExport(new.journal, exporters, DELIVERY.drain_timeout, sampler)
 
 
 def _start_exporting(background: BackgroundExport | None) -> None:
@@ -339,7 +365,7 @@ def _read(given: Mapping[str, Any]) -> Settings:
             values[name], origins[name] = _from_text(name, os.environ[variable], variable), variable
         elif name in table:
             values[name], origins[name] = table[name], f"{path} [tool.stageflow]"
-            if name == "journal" and isinstance(table[name], str) and table[name]:
+            if name in _PATHS and isinstance(table[name], str) and table[name]:
                 values[name] = os.path.join(os.path.dirname(path), table[name])
     for name in table.keys() - set(known):
         raise SettingsError(
@@ -356,7 +382,7 @@ def _read(given: Mapping[str, Any]) -> Settings:
 
 
 def _from_text(name: str, text: str, variable: str) -> Any:
-    if name in _STRINGS:
+    if name in _STRINGS or name in _PATHS:
         return text or None
     try:
         return msgspec.json.decode(text)

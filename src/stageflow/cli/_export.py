@@ -26,7 +26,7 @@ from ..export import (
 from ..render import draw_export_status
 from ..settings import configured_targets
 from ._errors import Command, CommandGroup
-from ._options import JournalOption, find_journal, json_option, span_option
+from ._options import JournalOption, find_journal, json_option, read_sampler_option, span_option
 from ._output import open_terminal, print_json, print_page, print_text
 
 __all__ = ["export"]
@@ -89,6 +89,15 @@ def run(
     at_end: Annotated[
         bool, typer.Option("--at-end", help="Skip the events that exist when the exporter first starts.")
     ] = False,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Export only the runs that this TOML file selects. Defaults to STAGEFLOW_SAMPLER, or the"
+            " setting `sampler` in pyproject.toml.",
+        ),
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="Send the existing events and exit, for example from cron.")
     ] = False,
@@ -106,11 +115,14 @@ def run(
     - `stageflow export run https://collector.example/events`
 
     - `stageflow export run --url-env DATABASE_URL --once`
+
+    - `stageflow export run https://collector.example/events --sampler sampling.toml`
     """
     exporters = _exporters(urls, url_env, name, secret_env, headers_env)
     path = find_journal(journal).path
     seconds = 10.0 if stop_timeout is None else stop_timeout
-    runners = [ExportRunner(path, exporter, at_end=at_end) for exporter in exporters]
+    sample = read_sampler_option(sampler)
+    runners = [ExportRunner(path, exporter, at_end=at_end, sampler=sample) for exporter in exporters]
     with _logged_to_stderr(), _stopped_by_signals() as stopped:
         if once:
             for runner in runners:

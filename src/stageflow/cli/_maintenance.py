@@ -16,10 +16,10 @@ from ..store import has_archive
 from ._options import (
     ArchiveOption,
     JournalOption,
-    as_sampler,
     find_journal,
     hint_with_journal,
     json_option,
+    read_sampler_option,
     show_progress,
     span_option,
 )
@@ -60,7 +60,10 @@ def compact(
     sampler: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, help="Sample archived runs as this TOML file specifies."
+            metavar="FILE",
+            show_default=False,
+            help="Archive only the runs that this TOML file selects. Defaults to STAGEFLOW_SAMPLER, or the"
+            " setting `sampler` in pyproject.toml.",
         ),
     ] = None,
     move: Annotated[
@@ -104,7 +107,7 @@ def compact(
         max_age=max_age,
         max_bytes=max_bytes,
         counts_max_age=counts_max_age,
-        sampler=None if sampler is None else as_sampler(str(sampler)),
+        sampler=read_sampler_option(sampler),
     )
     while True:
         with show_progress("archiving") as progress:

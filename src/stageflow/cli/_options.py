@@ -20,6 +20,7 @@ from .._time import get_clock
 from .._timeparse import TIME_FORMATS, parse_duration, parse_time
 from ..errors import DamagedFileError, QueryError, SettingsError, did_you_mean
 from ..journal import Journal, RunFilter
+from ..settings import configured_sampler
 from ..store import as_predicate
 from ._output import open_terminal, print_text
 
@@ -40,7 +41,6 @@ __all__ = [
     "VerifyOption",
     "WhereOption",
     "as_filter",
-    "as_sampler",
     "as_selection",
     "describe_empty",
     "find_journal",
@@ -54,6 +54,7 @@ __all__ = [
     "open_store",
     "over_option",
     "pinned_store",
+    "read_sampler_option",
     "show_progress",
     "span_option",
     "stage_option",
@@ -415,6 +416,16 @@ def as_sampler(path: str) -> TailSampler:
         return read_sampler(path)
     except (SettingsError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def read_sampler_option(path: str | os.PathLike[str] | None) -> TailSampler | None:
+    """Return the sampler of an option, or of the settings if the option was not given.
+
+    Raises:
+        typer.BadParameter: The file cannot be read, or does not describe a sampler.
+    """
+    found = path if path is not None else configured_sampler()
+    return None if found is None else as_sampler(os.fspath(found))
 
 
 SamplerOption = Annotated[

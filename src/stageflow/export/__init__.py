@@ -14,6 +14,7 @@ from ._postgres_schema import tables_sql as postgres_tables
 from ._resend import Resent, resend
 from ._retries import ExportSettings
 from ._runner import ExportRunner
+from ._sampled import sampler_of as sampler_of
 from ._state import ExportCounters, ExportState, state_files as state_files
 from ._status import ExportStatus, export_status
 from ._target import exporter_for, exporters_of as exporters_of

@@ -8,10 +8,14 @@ import concurrent.futures.thread  # noqa: F401
 import contextlib
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .._cpython import register_before_threads_end
 from ._exporter import Exporter
 from ._runner import ExportRunner
+
+if TYPE_CHECKING:
+    from ..store import TailSampler
 
 __all__ = ["BackgroundExport"]
 
@@ -26,11 +30,18 @@ class BackgroundExport:
         journal: Directory of the journal.
         exporters: The targets.
         exit_seconds: Maximum time to send events when the process exits, in seconds.
+        sampler: Selects the runs to export; default None, for all.
     """
 
-    def __init__(self, journal: str, exporters: Sequence[Exporter], exit_seconds: float) -> None:
+    def __init__(
+        self,
+        journal: str,
+        exporters: Sequence[Exporter],
+        exit_seconds: float,
+        sampler: TailSampler | None = None,
+    ) -> None:
         self._pid = os.getpid()
-        self._runners = [ExportRunner(journal, exporter) for exporter in exporters]
+        self._runners = [ExportRunner(journal, exporter, sampler=sampler) for exporter in exporters]
         self._exit_seconds = exit_seconds
         with contextlib.suppress(RuntimeError):  # the interpreter is already exiting
             register_before_threads_end(lambda: self.stop(self._exit_seconds))

@@ -128,6 +128,8 @@ def _json_span(span: Span) -> dict[str, Any]:
     }
     if span.parent_span_id is not None:
         found["parentSpanId"] = span.parent_span_id
+    if span.trace_state:
+        found["traceState"] = span.trace_state
     return found
 
 
@@ -200,6 +202,7 @@ class ProtobufEncoding(Encoding):
                     trace_id=bytes.fromhex(each.trace_id),
                     span_id=bytes.fromhex(each.span_id),
                     parent_span_id=bytes.fromhex(each.parent_span_id or ""),
+                    trace_state=each.trace_state,
                     name=each.name,
                     kind=1,
                     start_time_unix_nano=each.start_ns,

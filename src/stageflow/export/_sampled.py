@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -11,14 +12,14 @@ import msgspec
 from msgspec import Raw, Struct
 
 from .._state_file import decoder
-from ..errors import CursorInUseError
+from ..errors import CursorInUseError, invalid_argument
 from ..journal import JournalReader
 from ._batch import ExportEvent, event_of
 
 if TYPE_CHECKING:
     from ..store import Decider, Decision, Decisions, TailSampler
 
-__all__ = ["EventReader", "Read", "SampledReader"]
+__all__ = ["EventReader", "Read", "SampledReader", "sampler_of"]
 
 
 _DECIDE_SECONDS = 1.0
@@ -29,6 +30,24 @@ _DECIDE_SHARE = 0.1
 
 _decode_fields = decoder(dict[str, Raw])
 _decode_number = decoder(float)
+
+
+def sampler_of(setting: object) -> TailSampler | None:
+    """Return the sampler of a setting: None, a `TailSampler`, or the path of a TOML file.
+
+    Raises:
+        InvalidArgumentError: The value or the content of the file is invalid.
+        OSError: The file cannot be read.
+    """
+    if setting is None:
+        return None
+    from ..store import TailSampler, read_sampler
+
+    if isinstance(setting, TailSampler):
+        return setting
+    if isinstance(setting, (str, os.PathLike)):
+        return read_sampler(setting)
+    raise invalid_argument("configure", "sampler", setting, "a TailSampler or the path of a TOML file")
 
 
 class Read(Struct, frozen=True):

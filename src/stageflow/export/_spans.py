@@ -50,6 +50,7 @@ class Span(Struct, frozen=True, gc=False):
     status: int
     message: str
     links: Sequence[tuple[str, str]]
+    trace_state: str = ""
 
 
 class LogRecord(Struct, frozen=True, gc=False):
@@ -83,6 +84,7 @@ class _Wide(Struct, gc=False):
     dependencies: list[str] = []
     attributes: dict[str, Any] = {}
     trace: _Trace | None = None
+    sample_rate: float | None = None
 
 
 _decode_object = decoder(dict[str, Any])
@@ -164,6 +166,8 @@ class SpanBuilder:
         attributes = [*_fields(data), *_ids(data)]
         if wide.error_type is not None:
             attributes.append(("error.type", wide.error_type))
+        if wide.sample_rate is not None and wide.sample_rate > 1:
+            attributes.append(("SampleRate", round(wide.sample_rate)))  # the weight that Honeycomb reads
         if wide.exception is not None:
             attributes += _exception(wide.exception)
         attributes += wide.attributes.items()
@@ -182,6 +186,7 @@ class SpanBuilder:
             status=ERROR if failed else OK if wide.status == "OK" else 0,
             message=(wide.error or "") if failed else "",
             links=links,
+            trace_state=_trace_state(wide.sample_rate or 1.0),
         )
 
     def _log(self, event: ExportEvent, data: Mapping[str, Any]) -> LogRecord:
@@ -222,6 +227,19 @@ class SpanBuilder:
         self._spans.move_to_end(stage)
         if len(self._spans) > _MAX_STAGES:
             self._spans.popitem(last=False)
+
+
+def _trace_state(rate: float) -> str:
+    """Return the `tracestate` with the sampling threshold of OpenTelemetry; empty if nothing was sampled out.
+
+    Example:
+        >>> _trace_state(4.0)
+        'ot=th:c'
+    """
+    if not rate > 1:
+        return ""
+    threshold = min(round((1 - 1 / rate) * 2**56), 2**56 - 1)
+    return f"ot=th:{f'{threshold:014x}'.rstrip('0') or '0'}"
 
 
 def _derived_trace(event: ExportEvent) -> _Trace:

@@ -60,6 +60,8 @@ def _state(exporter: Record) -> Text:
 def _notes(exporter: Record) -> Sequence[Text]:
     name = on_one_line(exporter["name"])
     notes = [Text(f"{name} -> {visible(exporter['target'])}", style=QUIET)]
+    if exporter["sampled_out"]:
+        notes.append(Text(f"{exporter['sampled_out']:,} events of {name} were sampled out, not lost"))
     if exporter["skipped"]:
         notes.append(
             Text(f"{exporter['skipped']:,} events were archived or deleted before {name} first started")

@@ -17,6 +17,7 @@ from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 from msgspec import Struct
 
 from .._files import absolute_path, try_lock
@@ -44,7 +45,7 @@ from ._address import CURSOR, absolute_address, archived_events, read_address, s
 from ._archive import COUNTS, Archive, ArchiveFile, Conflict
 from ._database import InterruptibleDatabase, as_os_errors
 from ._decider import Decider
-from ._decisions import Decisions
+from ._decisions import Decisions, has_decisions
 from ._losses import address_conflict, with_loss_count
 from ._merge import Merged, count_rows, merge, sum_counts
 from ._parquet import LocalFiles, may_be_damage, select_rows
@@ -62,6 +63,7 @@ __all__ = [
     "Progress",
     "check_exists",
     "closed_segments",
+    "sampler_of_archive",
 ]
 
 
@@ -391,6 +393,8 @@ class Compactor:
             finally:
                 self._decider = None
         with Decisions(self.journal) as decisions:
+            with decisions.transaction():
+                decisions.store_fact(ARCHIVE_SAMPLER, msgspec.json.encode(self._sampler).decode())
             return self._archive_decided(progress, decisions)
 
     def _archive_decided(self, progress: Progress, decisions: Decisions | None) -> tuple[int, int, int]:
@@ -477,6 +481,22 @@ class Compactor:
                 CURSOR,
                 CursorFile(positions, sum(file.rows for file in self.archive.files() if file.has_events)),
             )
+
+
+ARCHIVE_SAMPLER = "archive sampler"
+
+
+def sampler_of_archive(journal: str) -> TailSampler | None:
+    """Return the sampler of the last compaction of a journal that had one; None if there was none.
+
+    Raises:
+        OSError: The decisions of the journal cannot be read.
+    """
+    if not has_decisions(journal):
+        return None
+    with Decisions(journal) as decisions:
+        described = decisions.fact(ARCHIVE_SAMPLER)
+    return None if described is None else msgspec.json.decode(described, type=TailSampler)
 
 
 def check_exists(archive: Archive, journal: str) -> None:

@@ -16,7 +16,7 @@ from .._files import make_private_below
 from ..errors import DamagedFileError
 from ..journal import Position
 
-__all__ = ["Decision", "Decisions", "SamplingCounts", "Undecided"]
+__all__ = ["Decision", "Decisions", "SamplingCounts", "Undecided", "has_decisions"]
 
 
 SAMPLING = "sampling"
@@ -45,6 +45,11 @@ create table kinds (pipeline text, outcome text, version text,
 create table minutes (key text, minute text, runs int, primary key (key, minute)) without rowid;
 create table facts (name text primary key, value) without rowid;
 """
+
+
+def has_decisions(journal: str) -> bool:
+    """Return whether a journal has been sampled."""
+    return os.path.exists(os.path.join(journal, SAMPLING, _FILE))
 
 
 class Decision(Struct, frozen=True, gc=False):

@@ -29,7 +29,7 @@ from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failu
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
 from ._columns import FAILED, text
-from ._compactor import Compactor, Progress, check_exists, closed_segments
+from ._compactor import Compactor, Progress, check_exists, closed_segments, sampler_of_archive
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import answer, compare_run
 from ._explain._by_pipeline import explain_by_pipeline
@@ -238,7 +238,10 @@ class EventStore:
             with contextlib.suppress(FileNotFoundError):
                 size += os.stat(segment.path).st_size
         if size > self._compact_beyond:
-            Compactor(journal, storage_options=self._storage_options).compact(self._progress)
+            # The archive keeps the sampler of the other compactions.
+            sampler = sampler_of_archive(journal)
+            options = self._storage_options
+            Compactor(journal, storage_options=options, sampler=sampler).compact(self._progress)
 
     # ------------------------------------------------------------ runs
 

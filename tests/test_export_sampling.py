@@ -1,0 +1,288 @@
+"""Tests for sampling decisions: made once per root run, and the same for the archive and all exporters."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+from export_receiver import ExportReceiver
+from sampling_storm import storm
+from test_sampling import write_runs
+from test_store import compact
+
+from stageflow import JournalSink
+from stageflow.events import Event
+from stageflow.export import Exporter, ExportRunner, ExportSettings, OtlpExporter, Sent, export_status
+from stageflow.store import Compactor, EventStore, TailSampler
+
+FAST = ExportSettings(batch_seconds=0.01, retry_first=0.01)
+ONE_IN_5 = TailSampler(first_of_a_kind=False, one_in=5)
+
+
+class Collected(Exporter):
+    """Collects events."""
+
+    def __init__(self, name: str = "collected") -> None:
+        self.name = name
+        self.events: list[Any] = []
+
+    async def send(self, batch: Any) -> Sent:
+        self.events += [(event.type, event.data()) for event in batch.events]
+        return Sent()
+
+    @property
+    def runs(self) -> set[str]:
+        return {data["correlation_ids"]["pipeline_run_id"] for _, data in self.events}
+
+
+def exported(journal: Path, exporter: Exporter, sampler: TailSampler | None = ONE_IN_5) -> ExportRunner:
+    runner = ExportRunner(journal, exporter, settings=FAST, sampler=sampler)
+    runner.request_stop(30, drain=True)
+    runner.run()
+    return runner
+
+
+def decisions(journal: Path) -> list[dict[str, Any]]:
+    lines = [line for path in journal.glob("*.ndjson") for line in path.read_bytes().splitlines()]
+    return [json.loads(line)["journal"] for line in lines if b'"sample.decision"' in line]
+
+
+def open_writer(journal: Path, *events: tuple[str, dict[str, Any]]) -> JournalSink:
+    """Write events that were emitted now, and keep the writer open."""
+    sink = JournalSink(journal, fsync="never")
+    for type, data in events:
+        sink.deliver(Event(type, data))
+    return sink
+
+
+def wide(run: str, *, parent: str | None = None, ago: float = 0.0, stage: str | None = None) -> Any:
+    (line,) = write_lines({"id": run, "parent": parent})
+    data = json.loads(line)["data"]
+    at = (datetime.now(UTC) - timedelta(seconds=ago)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    data |= {"started_at": at, "ended_at": at}
+    if stage is not None:
+        return ("stage.wide", data | {"event_id": f"{run}/{stage}/1", "stage_name": stage, "attempts": 1})
+    return ("pipeline.wide", data)
+
+
+def write_lines(run: dict[str, Any]) -> list[str]:
+    from test_sampling import lines_of
+
+    return list(lines_of(0, run))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+# ---------------------------------------------------------------- the same runs everywhere
+
+
+def test_archive_and_exporters_keep_the_same_runs_while_processes_are_killed(tmp_path: Path) -> None:
+    found = storm(tmp_path, 4, 40)
+    assert not found.problems
+    assert found.killed.keys() == {"exporter", "writer", "compactor"}
+
+
+def test_exporter_that_starts_later_follows_the_decisions_of_the_first(journal: Path) -> None:
+    write_runs(journal, [{"stages": 2} for _ in range(300)])
+    first, later = Collected("first"), Collected("later")
+    exported(journal, first)
+    # The sampler of the second would keep everything, but the runs are decided.
+    runner = exported(journal, later, TailSampler())
+    assert 30 < len(first.runs) < 100
+    assert sorted(map(str, later.events)) == sorted(map(str, first.events))
+    counters = runner.state.counters
+    assert (counters.read, counters.sent, counters.sampled_out) == (
+        900,
+        len(later.events),
+        900 - len(later.events),
+    )
+    (_, status) = export_status(journal)
+    assert (status.sampled_out, status.missed, status.lag_events) == (counters.sampled_out, 0, 0)
+    compact(journal, sampler=ONE_IN_5)
+    with EventStore(journal) as store:
+        assert {run for (run,) in store.sql("select pipeline_run_id from runs").rows} == first.runs
+    recorded = decisions(journal)
+    assert Counter(each["event_id"] for each in recorded) == Counter(f"{n:08d}-run" for n in range(300))
+    assert {each["event_id"] for each in recorded if each["kept"]} == first.runs
+    assert {(each["rate"], each["reason"]) for each in recorded} == {(5.0, "one in 5")}
+
+
+def test_exported_events_have_the_rate_and_the_reason(journal: Path) -> None:
+    write_runs(journal, [{"stages": 1, "sample_rate": 2} for _ in range(100)])
+    exporter = Collected()
+    exported(journal, exporter)
+    assert {(data["sample_rate"], data["sample_reason"]) for _, data in exporter.events} == {(10, "one in 5")}
+
+
+def test_rate_is_the_sample_rate_and_the_tracestate_of_a_span(journal: Path) -> None:
+    write_runs(journal, [{"stages": 1} for _ in range(100)])
+    with ExportReceiver() as receiver:
+        exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}", encoding="json")
+        exported(journal, exporter, TailSampler(first_of_a_kind=False, one_in=4))
+    spans = [
+        span
+        for request in receiver.requests
+        for resource in json.loads(request.content).get("resourceSpans", ())
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+    assert spans
+    for span in spans:
+        values = {each["key"]: each["value"] for each in span["attributes"]}
+        assert (values["SampleRate"], span["traceState"]) == ({"intValue": "4"}, "ot=th:c")
+
+
+def test_exporter_without_a_sampler_exports_all_runs_of_a_sampled_journal(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(50)])
+    exported(journal, Collected("some"))
+    everything = Collected("everything")
+    exported(journal, everything, None)
+    assert len(everything.runs) == 50
+    assert {data["sample_rate"] for _, data in everything.events} == {1}
+
+
+def test_store_that_archives_automatically_keeps_the_sampler_of_the_archive(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(10)])
+    compact(journal, sampler=ONE_IN_5)
+    write_runs(journal, [{"id": f"{n:04d}-later"} for n in range(200)])
+    with EventStore(journal, compact_beyond=1) as store:
+        ((runs,),) = store.sql("select count(*) from runs").rows
+    assert runs < 100
+
+
+# ---------------------------------------------------------------- undecided runs
+
+
+def test_events_wait_until_their_root_run_has_ended(journal: Path) -> None:
+    sink = open_writer(journal, wide("c1", parent="r1"), wide("r2"))
+    exporter = Collected()
+    exported(journal, exporter, TailSampler())
+    assert exporter.events == []
+    (status,) = export_status(journal)
+    assert (status.lag_events, status.sampled_out) == (2, 0)
+    assert Compactor(journal, keep_seconds=0, sampler=TailSampler()).compact().rows == 0
+    sink.deliver(Event(*wide("r1")))
+    exported(journal, exporter, TailSampler())
+    assert [data["event_id"] for _, data in exporter.events] == ["c1", "r2", "r1"]
+    sink.close()
+
+
+def test_run_that_is_longer_than_decide_after_is_kept_with_its_child_runs(journal: Path) -> None:
+    drops = TailSampler(first_of_a_kind=False, one_in=1e12, decide_after=60)
+    sink = open_writer(journal, wide("c1", parent="r1", ago=61), wide("r2", ago=61))
+    exporter = Collected()
+    exported(journal, exporter, drops)
+    assert exporter.runs == {"c1"}
+    assert {data["sample_reason"] for _, data in exporter.events} == {"long"}
+    # The end of the root run follows the decision.
+    sink.deliver(Event(*wide("r1")))
+    exported(journal, exporter, drops)
+    assert exporter.runs == {"c1", "r1"}
+    sink.close()
+
+
+def test_late_events_of_a_decided_run_follow_its_decision(journal: Path) -> None:
+    drops = TailSampler(first_of_a_kind=False, one_in=1e12)
+    sink = open_writer(journal, wide("kept", stage="a"), wide("dropped", stage="a"))
+    sink.deliver(Event("pipeline.wide", wide("kept")[1] | {"status": "FAIL", "outcome": "failed"}))
+    sink.deliver(Event(*wide("dropped")))
+    exporter = Collected()
+    exported(journal, exporter, drops)
+    for run in ("kept", "dropped"):
+        sink.deliver(Event(*wide(f"{run}-child", parent=run)))
+        ids = {"pipeline_run_id": run}
+        amendment = {"event_id": run, "correlation_ids": ids, "attributes": {"a": 1}}
+        sink.deliver(Event("pipeline.wide.amend", amendment))
+    exported(journal, exporter, drops)
+    assert [data["event_id"] for _, data in exporter.events] == ["kept/a/1", "kept", "kept-child", "kept"]
+    assert export_status(journal)[0].sampled_out == 4
+    sink.close()
+
+
+def test_events_of_a_writer_that_closed_without_the_end_of_the_run_are_kept(journal: Path) -> None:
+    sink = open_writer(journal, wide("r1", stage="a"), ("custom", {"n": 1}))
+    exporter = Collected()
+    exported(journal, exporter)
+    assert exporter.events == []
+    sink.close()
+    exported(journal, exporter)
+    assert [data.get("sample_reason") for _, data in exporter.events] == ["incomplete", None]
+
+
+def test_events_that_belong_to_no_run_are_exported(journal: Path) -> None:
+    sink = open_writer(journal, ("stageflow.health", {"ok": 1}))
+    runner_exporter = Collected()
+    runner = ExportRunner(journal, runner_exporter, settings=FAST, sampler=ONE_IN_5)
+    runner.request_stop(30, drain=True)
+    runner.run()
+    assert runner_exporter.events == [("stageflow.health", {"ok": 1})]
+    sink.close()
+
+
+# ---------------------------------------------------------------- crashes
+
+
+Start = Any
+
+KILLED_WHILE_DECIDING = """
+import os, signal, sqlite3, sys
+from stageflow.store import Decider, TailSampler, _decisions
+
+decider = Decider(sys.argv[1], TailSampler(one_in=5, first_of_a_kind=False))
+# The decisions were written to the journal, but not stored.
+_decisions.Decisions.decide = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+decider.decide()
+"""
+
+
+def test_decisions_of_a_killed_process_are_final(program: Start, journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(200)])
+    killed: Program = program(KILLED_WHILE_DECIDING)
+    killed.ended()
+    before = decisions(journal)
+    assert len(before) == 200
+    exporter = Collected()
+    exported(journal, exporter, TailSampler(first_of_a_kind=False, one_in=1e12))
+    assert exporter.runs == {each["event_id"] for each in before if each["kept"]}
+    assert decisions(journal) == before
+
+
+def test_deleted_index_is_rebuilt_from_the_recorded_decisions(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(200)])
+    first, again = Collected("first"), Collected("again")
+    exported(journal, first)
+    for path in (journal / "sampling").iterdir():
+        os.unlink(path)
+    exported(journal, again, TailSampler(first_of_a_kind=False, one_in=1e12))
+    assert again.runs == first.runs
+    assert len(decisions(journal)) == 200
+
+
+def test_damaged_index_is_reported(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from stageflow.errors import DamagedFileError
+
+    write_runs(journal, [{} for _ in range(10)])
+    compact(journal, sampler=ONE_IN_5)
+    (journal / "sampling" / "decisions.db").write_bytes(b"x" * 5000)
+    for name in ("decisions.db-wal", "decisions.db-shm"):
+        (journal / "sampling" / name).unlink(missing_ok=True)
+    with pytest.raises(DamagedFileError, match="delete the directory `sampling`"):
+        compact(journal, sampler=ONE_IN_5)
+
+
+def test_changed_sampler_is_logged(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_runs(journal, [{} for _ in range(10)])
+    compact(journal, sampler=ONE_IN_5)
+    assert caplog.messages == []
+    compact(journal, sampler=TailSampler())
+    (message,) = caplog.messages
+    assert message.endswith("has changed: new decisions follow it")

@@ -89,6 +89,10 @@ def run(
     at_end: Annotated[
         bool, typer.Option("--at-end", help="Skip the events that exist when the exporter first starts.")
     ] = False,
+    backfill: Annotated[
+        bool,
+        typer.Option("--backfill", help="Send the archived events first when the exporter first starts."),
+    ] = False,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +126,12 @@ def run(
     path = find_journal(journal).path
     seconds = 10.0 if stop_timeout is None else stop_timeout
     sample = read_sampler_option(sampler)
-    runners = [ExportRunner(path, exporter, at_end=at_end, sampler=sample) for exporter in exporters]
+    if at_end and backfill:
+        raise typer.BadParameter("use --at-end or --backfill, not both")
+    runners = [
+        ExportRunner(path, exporter, at_end=at_end, backfill=backfill, sampler=sample)
+        for exporter in exporters
+    ]
     with _logged_to_stderr(), _stopped_by_signals() as stopped:
         if once:
             for runner in runners:

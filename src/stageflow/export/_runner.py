@@ -34,9 +34,11 @@ from ._exporter import Exporter, NotSent, Sent, check_name
 from ._retries import ExportSettings, Retries
 from ._sampled import EventReader, Read, SampledReader
 from ._state import (
+    Backfill,
     ExportCounters,
     ExportState,
     cursor_name,
+    has_state,
     load_state,
     rejected_directory,
     store_state,
@@ -90,6 +92,8 @@ class ExportRunner:
         settings: Batches, retries and retention of rejected events; default `ExportSettings()`.
         at_end: Whether to skip the existing events in the journal when an exporter with this name first
             starts; default False.
+        backfill: Whether to send the events in the archive of the journal first, when an exporter with this
+            name first starts; default False. It requires `stageflow[store]`.
         sampler: Selects the runs to export; default None, for all. The decisions are recorded in the journal
             and also apply to its archive and its other exporters, if they have a sampler. It requires
             `stageflow[store]`.
@@ -116,6 +120,7 @@ class ExportRunner:
         *,
         settings: ExportSettings | None = None,
         at_end: bool = False,
+        backfill: bool = False,
         sampler: TailSampler | None = None,
         on_change: Callable[[ExportState], object] | None = None,
     ) -> None:
@@ -128,6 +133,7 @@ class ExportRunner:
         self.status: Status = "stopped"
         self.state = ExportState(target=exporter.target)
         self._at_end = at_end
+        self._backfill = backfill
         self._sampler = sampler
         self._on_change = on_change
         self._retries = Retries(self.settings)
@@ -262,6 +268,8 @@ class ExportRunner:
         letters.remove_from(reader.events)
         self._resume(reader)
         self._expire(letters)
+        if self.state.backfill is not None and not self._export_archive(runner, events, letters):
+            return
         committed_at = time.monotonic()
         drained = False
         while not self._stopping.is_set() or self._draining:
@@ -289,7 +297,12 @@ class ExportRunner:
         except DamagedFileError as error:
             self._log_once(f"the counters restart at zero: {error}")
             known = ExportState()
-        counters = known.counters_at(reader.events)
+        counters, backfill = known.counters_at(reader.events), known.backfill_at(reader.events)
+        if self._backfill and not has_state(self.journal, self.exporter.name):
+            from ..store import pin_archive
+
+            pin = pin_archive(self.journal, cursor_name(self.exporter.name))
+            backfill = Backfill(total=pin.events) if pin is not None else None
         self._set(
             replace(
                 known,
@@ -298,12 +311,50 @@ class ExportRunner:
                 previous=counters,
                 position=reader.events,
                 previous_position=reader.events,
-                skipped=reader.removed_events,
+                skipped=reader.removed_events if backfill is None else 0,
+                backfill=backfill,
+                previous_backfill=backfill,
                 consecutive_failures=0,
                 circuit="closed",
                 retry_at=None,
             )
         )
+
+    def _export_archive(self, runner: asyncio.Runner, events: EventReader, letters: DeadLetters) -> bool:
+        """Export the pinned version of the archive; return False if the runner was stopped before its end."""
+        from ..store import pinned_archive, unpin_archive
+
+        reader, name, limits = events.reader, cursor_name(self.exporter.name), self.settings
+        pin = pinned_archive(self.journal, name)
+        if pin is None:
+            return True
+        reader.start_after(pin.start())
+        at = self.state.backfill or Backfill()
+        entries = pin.entries(at.day, at.rows)
+        with contextlib.closing(entries):
+            while True:
+                first, found, size, read = reader.events, [], 0, 0
+                for each in entries:
+                    read += 1
+                    at = Backfill(total=at.total, read=at.read + 1, day=each.day, rows=each.rows)
+                    if each.entry is not None:
+                        found.append(each.entry)
+                        size += len(each.entry.json)
+                    if read >= limits.batch_events or size >= limits.batch_bytes:
+                        break
+                if not read:
+                    break
+                selected = events.select(found)
+                delivered = self._deliver(runner, selected.events) if selected.events else _Delivered()
+                if delivered is None:
+                    return False
+                reader.count(read)
+                self._store(reader, letters, first, selected, delivered, at)
+                if self._stopping.is_set() and not self._draining:
+                    return False
+        reader.commit()
+        unpin_archive(self.journal, name)
+        return True
 
     def _read_batch(self, runner: asyncio.Runner, events: EventReader) -> Read:
         limits, reader = self.settings, events.reader
@@ -381,6 +432,7 @@ class ExportRunner:
         first: int,
         read: Read,
         delivered: _Delivered,
+        backfill: Backfill | None = None,
     ) -> None:
         """Store the rejected events, then the counters, then the position."""
         if delivered.rejected:
@@ -412,6 +464,8 @@ class ExportRunner:
                 previous=before,
                 position=reader.events,
                 previous_position=self.state.position,
+                backfill=backfill or state.backfill,
+                previous_backfill=state.backfill,
             )
         )
         reader.commit()

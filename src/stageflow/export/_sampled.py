@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ from msgspec import Raw, Struct
 
 from .._state_file import decoder
 from ..errors import CursorInUseError, invalid_argument
-from ..journal import JournalReader
+from ..journal import Entry, JournalReader
 from ._batch import ExportEvent, event_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ class EventReader:
 
     def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
         """Return the next events; see `JournalReader.read`."""
-        entries = self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone)
+        return self.select(self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone))
+
+    def select(self, entries: Iterable[Entry]) -> Read:
+        """Return the events to export."""
         return Read([event_of(entry) for entry in entries])
 
     def close(self) -> None:
@@ -144,7 +148,12 @@ class SampledReader(EventReader):
     def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
         """Return the next events of kept runs; see `JournalReader.read`."""
         until = self._decisions.decided_until()
-        entries = self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone, until=until)
+        return self.select(
+            self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone, until=until)
+        )
+
+    def select(self, entries: Iterable[Entry]) -> Read:
+        """Return the events of runs that are kept, with their rate, and of those without a decision."""
         events = [event_of(entry) for entry in entries]
         decided = self._decisions.find({event.run_id for event in events if event.run_id is not None})
         found: list[ExportEvent] = []
@@ -172,11 +181,11 @@ class SampledReader(EventReader):
 def _weighted(event: ExportEvent, decision: Decision) -> ExportEvent:
     """Return an event with the rate and the reason of a decision; an amendment has those of its event."""
     fields = _decode_fields(event.json)
-    if event.revision or fields is None:
+    if event.revision or fields is None or "sample_reason" in fields:  # the archive has the rate already
         return event
     before = _decode_number(fields["sample_rate"]) if "sample_rate" in fields else None
     rate = (before if before is not None and before >= 1 else 1.0) * decision.rate
     encoded = msgspec.json.encode(int(rate) if rate.is_integer() else rate)
     fields["sample_rate"] = Raw(encoded)
-    fields.setdefault("sample_reason", Raw(msgspec.json.encode(decision.reason)))
+    fields["sample_reason"] = Raw(msgspec.json.encode(decision.reason))
     return msgspec.structs.replace(event, json=msgspec.json.encode(fields))

@@ -14,11 +14,13 @@ from ._retries import Circuit
 
 __all__ = [
     "EXPORT",
+    "Backfill",
     "ExportCounters",
     "ExportState",
     "cursor_name",
     "directory_of",
     "exporter_names",
+    "has_state",
     "load_state",
     "rejected_directory",
     "state_files",
@@ -63,6 +65,22 @@ class ExportCounters(Struct, frozen=True, kw_only=True):
     bytes: Count = 0
 
 
+class Backfill(Struct, frozen=True, kw_only=True):
+    """The position in the archive of an exporter that sends the archived events first.
+
+    Attributes:
+        total: Number of archived events.
+        read: Number of these that were read.
+        day: The UTC day up to which they were read.
+        rows: Number of events of this day that were read.
+    """
+
+    total: Count = 0
+    read: Count = 0
+    day: str = ""
+    rows: Count = 0
+
+
 class ExportState(Struct, frozen=True, kw_only=True):
     """The state of an exporter.
 
@@ -86,6 +104,8 @@ class ExportState(Struct, frozen=True, kw_only=True):
         sent_at: Time of the last successful attempt.
         retry_at: Time of the next attempt after a failure; None if the last attempt succeeded.
         expired: Rejected events that were deleted because of their age or size.
+        backfill: The position in the archive; None if the exporter did not start with the archived events.
+        previous_backfill: The same before the last batch.
     """
 
     version: Literal[1] = 1
@@ -104,10 +124,19 @@ class ExportState(Struct, frozen=True, kw_only=True):
     sent_at: datetime | None = None
     retry_at: datetime | None = None
     expired: Count = 0
+    backfill: Backfill | None = None
+    previous_backfill: Backfill | None = None
 
     def counters_at(self, position: int) -> ExportCounters:
         """Return the counters that belong to a stored position of the cursor."""
-        return self.previous if position == self.previous_position < self.position else self.counters
+        return self.previous if self._is_previous(position) else self.counters
+
+    def backfill_at(self, position: int) -> Backfill | None:
+        """Return the position in the archive that belongs to a stored position of the cursor."""
+        return self.previous_backfill if self._is_previous(position) else self.backfill
+
+    def _is_previous(self, position: int) -> bool:
+        return position == self.previous_position < self.position
 
 
 def cursor_name(exporter: str) -> str:
@@ -140,6 +169,11 @@ def state_files(journal: str) -> list[StateFile]:
     """Return the state files of all exporters of a journal, for `stageflow doctor`."""
     names = exporter_names(journal)
     return [StateFile(os.path.join(EXPORT, name, _STATE), ExportState, _REMEDY) for name in names]
+
+
+def has_state(journal: str, exporter: str) -> bool:
+    """Return whether an exporter has started before."""
+    return os.path.lexists(os.path.join(directory_of(journal, exporter), _STATE))
 
 
 def load_state(journal: str, exporter: str) -> ExportState:

@@ -39,6 +39,7 @@ class ExportStatus(Struct, frozen=True, kw_only=True):
         missed: Events that retention deleted before they were exported. Up to one batch can also be counted
             as sent, if it was being sent when retention deleted it.
         skipped: Events that were archived or deleted before the exporter first started.
+        backfill_left: Archived events that the exporter has not read yet, if it started with `backfill`.
         attempts: Attempts to send a batch.
         failures: Failed attempts.
         circuit: "open" if attempts are limited because of consecutive failures.
@@ -62,6 +63,7 @@ class ExportStatus(Struct, frozen=True, kw_only=True):
     expired: int
     missed: int
     skipped: int
+    backfill_left: int
     attempts: int
     failures: int
     circuit: Circuit
@@ -114,6 +116,7 @@ def _status_of(journal: str, name: str) -> ExportStatus:
         expired=state.expired,
         missed=read_deletion_counts(journal).missed.get(cursor, 0),
         skipped=state.skipped,
+        backfill_left=state.backfill.total - state.backfill.read if state.backfill is not None else 0,
         attempts=state.attempts,
         failures=state.failures,
         circuit=state.circuit,

@@ -271,6 +271,18 @@ class JournalReader:
             if is_new and not steps:
                 time.sleep(min(_POLL_SECONDS, left))
 
+    def start_after(self, positions: Mapping[str, Position]) -> None:
+        """Skip the events before the given positions; those of other writers are not skipped."""
+        for writer, position in positions.items():
+            if position > self._positions.get(writer, (0, 0)):
+                self._positions[writer] = position
+                self._resumed.add(writer)
+        self._pending_steps = self._held_step = None
+
+    def count(self, events: int) -> None:
+        """Count events that were read elsewhere, so that `events` also numbers them."""
+        self.events += events
+
     @property
     def positions(self) -> Mapping[str, Position]:
         """The position in the segments of each writer, after the events that were read."""

@@ -202,9 +202,12 @@ class JournalSink(DirectSink):
         """Write a sampling decision.
 
         Raises:
-            EventLost: It could not be written.
+            OSError: It could not be written.
         """
-        self._write(encode_mark(decision))
+        try:
+            self._write(encode_mark(decision))
+        except EventLost as lost:
+            raise OSError(str(lost)) from lost
 
     # ------------------------------------------------------------ writing
 

@@ -66,6 +66,8 @@ def _notes(exporter: Record) -> Sequence[Text]:
         notes.append(
             Text(f"{exporter['skipped']:,} events were archived or deleted before {name} first started")
         )
+    if exporter["backfill_left"]:
+        notes.append(Text(f"{exporter['backfill_left']:,} archived events are not exported yet by {name}"))
     if exporter["expired"]:
         notes.append(Text(f"{exporter['expired']:,} rejected events of {name} expired", style=BAD))
     if exporter["last_error"] is not None:

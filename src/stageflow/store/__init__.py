@@ -8,6 +8,12 @@ from ._address import (
     same_address as same_address,
 )
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
+from ._backfill import (
+    ArchivePin as ArchivePin,
+    pin_archive as pin_archive,
+    pinned_archive as pinned_archive,
+    unpin_archive as unpin_archive,
+)
 from ._columns import (
     COLUMNS as COLUMNS,
     DATA_PATHS as DATA_PATHS,

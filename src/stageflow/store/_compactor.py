@@ -43,6 +43,7 @@ from ..journal import (
 )
 from ._address import CURSOR, absolute_address, archived_events, read_address, same_address, store_address
 from ._archive import COUNTS, Archive, ArchiveFile, Conflict
+from ._backfill import has_pins
 from ._database import InterruptibleDatabase, as_os_errors
 from ._decider import Decider
 from ._decisions import Decisions, has_decisions
@@ -75,6 +76,7 @@ class Maintenance(Struct, frozen=True, kw_only=True):
     """Maintains an archive after rows have been added.
 
     Attributes:
+        journal: Directory of the journal.
         archive: The archive.
         database: The database in which files are merged.
         local: The local paths of the archive's files.
@@ -84,6 +86,7 @@ class Maintenance(Struct, frozen=True, kw_only=True):
         target_bytes: Approximate size up to which small files are merged.
     """
 
+    journal: str
     archive: Archive
     database: InterruptibleDatabase
     local: LocalFiles
@@ -100,7 +103,7 @@ class Maintenance(Struct, frozen=True, kw_only=True):
         """
         merged = self._merge_small_files()
         dropped = self._drop_expired()
-        if merged or dropped:
+        if (merged or dropped) and not has_pins(self.journal):
             self.archive.remove_unused()
         self.archive.shorten_log()
         return merged, dropped
@@ -244,6 +247,7 @@ class Compactor:
         self._retention = RetentionPolicy(max_age=keep_seconds)
         self._new_maintenance = functools.partial(
             Maintenance,
+            journal=self.journal,
             database=self._database,
             max_age=max_age,
             max_bytes=max_bytes,

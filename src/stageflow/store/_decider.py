@@ -18,7 +18,6 @@ from .._files import absolute_path
 from .._log import log_safely
 from .._state_file import decoder
 from .._time import epoch_us, get_clock, rfc3339
-from ..events import EventLost
 from ..journal import (
     SAMPLE_DECISION,
     Entry,
@@ -368,12 +367,9 @@ class Decider:
         for run, decision in decided.items():
             each = undecided.get(run)
             root = (each.root_id if each is not None else None) or run
-            try:
-                self._sink.write_decision(
-                    SampleDecision(run, root, decision.kept, decision.rate, decision.reason, now)
-                )
-            except EventLost as lost:
-                raise OSError(f"cannot record a sampling decision: {lost}") from lost
+            self._sink.write_decision(
+                SampleDecision(run, root, decision.kept, decision.rate, decision.reason, now)
+            )
         self._sink.run_maintenance()
 
     def _store(

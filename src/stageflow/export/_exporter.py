@@ -14,7 +14,7 @@ from ._batch import Batch
 __all__ = ["Exporter", "NotSent", "Rejected", "Sent", "check_name"]
 
 
-Problem = Literal["unavailable", "rejected", "too_large"]
+Problem = Literal["unavailable", "failed", "rejected", "too_large"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -53,7 +53,9 @@ class NotSent(Exception):
 
     Attributes:
         reason: What happened, in one line, without secrets.
-        problem: "unavailable": the runner sends the batch again later. "rejected": the target does not accept
+        problem: "unavailable": the runner sends the batch again later. "failed": the same, but an event may
+            cause the failure; if the target accepts other events meanwhile, the runner finds and rejects the
+            event, see `isolate_attempts` of `ExportSettings`. "rejected": the target does not accept
             at least one of the events; the runner sends the batch in halves to find it. "too_large": the
             runner sends the batch in halves.
         retry_after: Minimum delay in seconds that the target requests; None if it does not request one.
@@ -110,7 +112,7 @@ class Exporter(abc.ABC):
             batch: The events.
 
         Raises:
-            NotSent: The batch was not sent. Any other exception has the same effect.
+            NotSent: The batch was not sent. Any other exception has the effect of `problem="failed"`.
         """
 
     async def close(self) -> None:

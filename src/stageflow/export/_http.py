@@ -25,6 +25,8 @@ _EXTRA = "export"
 
 _REJECTED = {400, 422}
 _TOO_LARGE = {413}
+_UNAVAILABLE = {502, 503, 504}
+"""Statuses of an unavailable server or its proxy. An event can cause any other status of 500 or more."""
 
 _encode = msgspec.json.encode
 
@@ -164,6 +166,8 @@ def raise_for_status(response: HttpResponse) -> None:
         raise NotSent(reason, problem="too_large")
     if status in _REJECTED:
         raise NotSent(f"{reason}{_detail(response.body)}", problem="rejected")
+    if response.status >= 500 and response.status not in _UNAVAILABLE and response.retry_after is None:
+        raise NotSent(reason, problem="failed")
     raise NotSent(reason, retry_after=response.retry_after)
 
 

@@ -30,6 +30,11 @@ class ExportSettings(Struct, frozen=True, kw_only=True):
         retry_max: Maximum delay in seconds; default 60. A Retry-After can exceed it, up to an hour.
         circuit_failures: Number of consecutive failures that opens the circuit; default 5.
         circuit_seconds: Time between attempts while the circuit is open; default 60 s.
+        isolate_attempts: Number of failed attempts after which the runner suspects that one event causes the
+            failures of a batch; default 10.
+        isolate_seconds: Minimum time since the first of these attempts, in seconds; default 600. Then the
+            runner sends the batch in halves. An event that fails alone is rejected if the target accepts an
+            event that it accepted before, or the next event, and then fails again.
         rejected_max_age: Seconds after which rejected events are deleted; default 30 days.
         rejected_max_bytes: Maximum size of the rejected events that are kept, in bytes; default 100 MB.
 
@@ -49,6 +54,8 @@ class ExportSettings(Struct, frozen=True, kw_only=True):
     retry_max: float = 60.0
     circuit_failures: int = 5
     circuit_seconds: float = 60.0
+    isolate_attempts: int = 10
+    isolate_seconds: float = 600.0
     rejected_max_age: float = 30 * 86_400.0
     rejected_max_bytes: int = 100_000_000
 

@@ -137,6 +137,7 @@ class ExportRunner:
         self._sampler = sampler
         self._on_change = on_change
         self._retries = Retries(self.settings)
+        self._accepted: ExportEvent | None = None
         self._logged: set[str] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -374,9 +375,15 @@ class ExportRunner:
         return read
 
     def _deliver(self, runner: asyncio.Runner, events: list[ExportEvent]) -> _Delivered | None:
-        """Send the events in order, and return the result; None if the runner was stopped before the end."""
+        """Send the events in order, and return the result.
+
+        Returns:
+            None if the runner was stopped before the end, or if the events should be read again because later
+            events are necessary to find out whether the target is available.
+        """
         delivered = _Delivered()
         parts = deque([Batch.of(events)])
+        failed_since, failures = 0.0, 0
         while parts:
             batch = parts[0]
             seconds = self.settings.send_seconds
@@ -397,8 +404,9 @@ class ExportRunner:
                 else:
                     delivered.rejected_unnamed += outcome.rejected_unnamed
                     delivered.message = outcome.message or delivered.message
+                self._accepted = batch.events[-1] if not outcome.rejected else self._accepted
                 self._succeeded()
-            elif outcome.problem != "unavailable":
+            elif outcome.problem not in ("unavailable", "failed"):
                 parts.popleft()
                 if len(batch.events) > 1:
                     parts.extendleft(reversed(batch.halves()))
@@ -407,12 +415,42 @@ class ExportRunner:
                 self._succeeded()  # the target is available
             else:
                 delay = self._failed(outcome)
+                failed_since, failures = failed_since or time.monotonic(), failures + 1
                 if self._stopping.is_set():
                     return None
+                if (
+                    outcome.problem == "failed"
+                    and failures >= self.settings.isolate_attempts
+                    and time.monotonic() - failed_since >= self.settings.isolate_seconds
+                ):
+                    if len(batch.events) > 1:
+                        parts.popleft()
+                        parts.extendleft(reversed(batch.halves()))
+                    elif self._accepted is None and len(parts) == 1:
+                        runner.run(self._pause(delay))
+                        return None
+                    elif self._fails_alone(runner, parts, seconds):
+                        parts.popleft()
+                        reason = f"{outcome.reason} ({failures} attempts, while another event was accepted)"
+                        delivered.rejected.append((batch.events[0], reason))
+                        self._succeeded()
+                        continue
                 runner.run(self._pause(delay))
                 if self._stopping.is_set() and not self._draining:
                     return None
         return delivered
+
+    def _fails_alone(self, runner: asyncio.Runner, parts: deque[Batch], seconds: float) -> bool:
+        """Return whether the target accepts another event, and then still fails for the first one.
+
+        The other event is one that the target accepted before, so that the order is not changed; if there is
+        none, it is the next event. Without another event, an outage cannot be excluded.
+        """
+        other = self._accepted or (parts[1].events[0] if len(parts) > 1 else None)
+        if other is None or not isinstance(runner.run(self._attempt(Batch.of([other]), seconds)), Sent):
+            return False
+        again = runner.run(self._attempt(parts[0], seconds))
+        return isinstance(again, NotSent) and again.problem == "failed"
 
     async def _attempt(self, batch: Batch, seconds: float) -> Sent | NotSent | None:
         """Send a batch once, and return the result; None if the time limit of `stop` interrupted it."""
@@ -564,7 +602,7 @@ async def attempt(exporter: Exporter, batch: Batch, seconds: float) -> Sent | No
     except TimeoutError:
         return NotSent(f"no response within {seconds:.3g} s")
     except Exception as error:  # a custom exporter may raise anything
-        return NotSent(describe(error))
+        return NotSent(describe(error), problem="failed")
 
 
 def check_sent(sent: object, batch: Batch) -> Sent:

@@ -79,6 +79,10 @@ class Target(Protocol):
         """Return what the target has."""
         ...
 
+    def content(self) -> bytes:
+        """Return the content of everything that the target has."""
+        ...
+
     def close(self) -> None:
         """Stop the server."""
         ...
@@ -100,6 +104,9 @@ class HttpTarget:
 
     def accepted(self) -> Accepted:
         return [_key(line) for receiver in self._receivers for line in receiver.accepted]
+
+    def content(self) -> bytes:
+        return b"".join(request.content for each in self._receivers for request in each.requests)
 
     def close(self) -> None:
         self._receivers[-1].close()
@@ -124,6 +131,9 @@ class NatsTarget:
     def accepted(self) -> Accepted:
         return [_key(content) for _, content in self._server.messages()]
 
+    def content(self) -> bytes:
+        return json.dumps(self._server.messages()).encode()
+
     def close(self) -> None:
         self._server.kill()
 
@@ -144,12 +154,18 @@ class KafkaTarget:
         pass
 
     def accepted(self) -> Accepted:
+        return [_key(json.loads(value)) for value in self._values()]
+
+    def content(self) -> bytes:
+        return b"\n".join(self._values())
+
+    def _values(self) -> list[bytes]:
         from test_export_brokers import consumed
 
         found = consumed(self._address, self._topic, 1)
         # All events of a run are in one partition.
         found.sort(key=lambda message: (message.partition(), message.offset()))
-        return [_key(json.loads(message.value())) for message in found]
+        return [message.value() for message in found]
 
     def close(self) -> None:
         self._process.kill()
@@ -185,6 +201,10 @@ class PostgresTarget:
 
     def accepted(self) -> Accepted:
         return self._query("select event_id, revision, run_id from stageflow.events order by number")
+
+    def content(self) -> bytes:
+        rows = self._query("select events::text from stageflow.events")
+        return "\n".join(row for (row,) in rows).encode()
 
     def _query(self, sql: Any) -> Any:
         import psycopg

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -105,6 +107,7 @@ class HttpClient:
             HttpError: There was no response within the time, or it is not valid HTTP.
         """
         httpx = self._httpx
+        posting = _posting.set(True)
         try:
             async with asyncio.timeout(seconds):
                 # Without compression, the size of a body is limited by the bytes that are read.
@@ -125,6 +128,8 @@ class HttpClient:
             raise HttpError(f"no response: {type(error).__name__}") from None
         except (httpx.InvalidURL, ValueError, OSError) as error:
             raise HttpError(f"the request cannot be sent: {describe(error)}") from None
+        finally:
+            _posting.reset(posting)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -193,11 +198,26 @@ def check_http(feature: str, extra: str) -> None:
     _httpx(feature, extra)
 
 
+_posting = ContextVar("posting", default=False)
+"""True while a `HttpClient` sends a request."""
+
+
+class _OwnRequests(logging.Filter):
+    """Drops the records of httpx about requests of a `HttpClient`: they contain URLs, which can be secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _posting.get()
+
+
+_own_requests = _OwnRequests()
+
+
 def _httpx(feature: str, extra: str) -> Any:
     try:
         import httpx
     except ModuleNotFoundError as error:
         raise MissingExtraError(feature, extra) from error
+    logging.getLogger("httpx").addFilter(_own_requests)  # no effect if it was added before
     return httpx
 
 

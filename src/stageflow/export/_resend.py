@@ -114,7 +114,7 @@ def _send(
             if index in reasons
         ]
         return [], refused, None
-    if outcome.problem == "unavailable":
+    if outcome.problem in ("unavailable", "failed"):
         return [*letters], [], outcome.reason
     if len(letters) == 1:
         return [], [DeadLetter.of(letters[0].event(), outcome.reason, now)], None

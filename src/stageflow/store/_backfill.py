@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import msgspec
@@ -56,7 +56,7 @@ class ArchivePin(Struct, frozen=True):
         """Return the position of the first event of each writer that is not in this version."""
         return {writer: (sequence + 1, 0) for writer, sequence in self.archived.items()}
 
-    def entries(self, day: str, rows: int) -> Iterator[ArchivedEntry]:
+    def entries(self, day: str, rows: int) -> Generator[ArchivedEntry]:
         """Yield the events in the order in which they ended; those of one run are in order.
 
         Args:

@@ -270,13 +270,13 @@ class Decider:
         if not decided:
             return 0
         # The other runs of the same root are kept too.
-        roots = {each.root_id: decided[run] for run, each in found.items() if each.root_id}
-        related = self._decisions.undecided_of_roots(str(root) for root in roots)
-        known = self._decisions.find(str(root) for root in roots)
+        roots = {str(each.root_id): decided[run] for run, each in found.items() if each.root_id}
+        related = self._decisions.undecided_of_roots(roots)
+        known = self._decisions.find(roots)
         for run, each in related.items():
-            decided.setdefault(run, roots[each.root_id])
+            decided.setdefault(run, roots[str(each.root_id)])
         for root, decision in roots.items():
-            if root is not None and root not in known:
+            if root not in known:
                 decided.setdefault(root, decision)
         found |= related
         self._record(decided, found)

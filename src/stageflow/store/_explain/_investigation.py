@@ -30,13 +30,14 @@ from ._fields import (
 )
 from ._finding import Finding, Tested
 from ._locations import find_locations
+from ._measure import measure
 from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
 from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
 from ._sample import Question, Sample, sample_rows
 from ._summary import onset_of, summarize
-from ._totals import count_totals, measure
+from ._totals import count_totals
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -320,8 +321,7 @@ class _Investigation:
             self._columns,
             self._totals,
             [one.finding for one in (*causes, *effects)],
-            # The median of weighted rows would need all of them in order.
-            durations=self._kind_of_selection().startswith("slow") and not self._sample.cohorts.is_weighted,
+            durations=self._kind_of_selection().startswith("slow"),
         )
         return self._confirmed(causes, measured[: len(causes)]), self._confirmed(
             effects, measured[len(causes) :]
@@ -341,7 +341,7 @@ class _Investigation:
                     deviance=one.deviance,
                     q_value=one.q,
                     run_ids=self._sample.run_ids(one.finding.mask),
-                    sql=self._sql(one.finding.condition),
+                    sql=self._sql(one.finding.condition.sql),
                     synonyms=tuple(synonym.text for synonym in one.synonyms),
                     verdict=one.verdict,
                     relates_to=one.relates_to.text if one.relates_to is not None else None,

@@ -31,6 +31,7 @@ __all__ = [
     "RESULTS",
     "STAGE_FIELDS",
     "SUBORDINATE",
+    "UNREAD",
     "Column",
     "Condition",
     "Field",
@@ -80,6 +81,9 @@ def attribute_role(name: str) -> Role | None:
 
 DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.json_type == "JSON") | {"rest"}
 """JSON documents. The attributes in `rest` are compared by their leaves."""
+
+UNREAD = DOCUMENTS - {"rest"}
+"""JSON documents that are not compared, so that they are read only if a predicate refers to them."""
 
 IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}
 """Ids of a single run or attempt, and fields that describe how it was stored."""

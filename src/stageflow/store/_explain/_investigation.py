@@ -22,6 +22,7 @@ from ._fields import (
     PROCESS_FIELDS,
     RESULTS,
     SUBORDINATE,
+    UNREAD,
     Column,
     Field,
     attribute_role,
@@ -37,7 +38,7 @@ from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
 from ._sample import Question, Sample, sample_rows
 from ._summary import onset_of, summarize
-from ._totals import count_totals
+from ._totals import RowCounts, Totals, count_rows, count_totals
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -89,10 +90,12 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
         check_binds(connection, request.over, request.within)
     request = structs.replace(request, where=where, against=against)
     try:
-        question, cluster = _question(connection, request, columns)
-        with sample_rows(connection, question, columns) as sample:
+        question, cluster, counted = _question(connection, request, columns)
+        copied = [column for column in columns if column.name not in UNREAD - referenced]
+        with sample_rows(connection, question, copied, (counted.selection, counted.rest)) as sample:
+            totals = count_totals(connection, sample, counted.users)
             investigation = _Investigation(
-                connection, request, columns, sample, frozenset(referenced), cluster
+                connection, request, columns, sample, totals, frozenset(referenced), cluster
             )
             return investigation.explanation()
     except PREDICATE_ERRORS as error:
@@ -105,8 +108,8 @@ def _is_true(predicate: str) -> str:
 
 def _question(
     connection: DuckDBPyConnection, request: Request, columns: Sequence[Column]
-) -> tuple[Question, str | None]:
-    """Return the predicates of the comparison, and the field whose values are the clusters."""
+) -> tuple[Question, str | None, RowCounts]:
+    """Return the predicates of the comparison, the field whose values are the clusters, and the counts."""
     names = {column.name for column in columns}
     selected = _is_true(request.where or "TRUE")
     eligible = "TRUE" if request.against is None else _is_true(request.against)
@@ -121,6 +124,8 @@ def _question(
     run = next((name for name in ("pipeline_run_id", "event_id") if name in names), None)
     single = f"CAST({quoted(run)} AS VARCHAR)" if run is not None else "CAST(row_number() OVER () AS VARCHAR)"
     question = Question(request.over, selected, eligible, weight, single)
+    possible = [name for name in ("session_id", "root_run_id", "user_id") if name in names]
+    counted = count_rows(connection, question, names, possible)
     cluster = request.cluster
     if cluster is not None:
         if cluster not in names:
@@ -130,14 +135,7 @@ def _question(
                 hint=FIELDS_HINT,
             )
     else:
-        possible = [name for name in ("session_id", "root_run_id", "user_id") if name in names]
-        cluster = None
-        if possible:
-            (counts,) = connection.execute(
-                f"SELECT {', '.join(f'count({name})' for name in possible)} "
-                f"FROM ({question.rows(', '.join(possible))})"
-            ).fetchall()
-            cluster = next((name for name, count in zip(possible, counts, strict=True) if count), None)
+        cluster = next((name for name in possible if counted.present[name]), None)
     if cluster is not None:
         parts = [f"CAST({quoted(cluster)} AS VARCHAR)"]
         if cluster == "session_id" and "root_run_id" in names:
@@ -145,7 +143,7 @@ def _question(
         question = replace(question, cluster=f"coalesce({', '.join((*parts, single))})")
     elif request.over == "stages":
         cluster = run
-    return question, cluster
+    return question, cluster, counted
 
 
 class _Investigation:
@@ -155,6 +153,7 @@ class _Investigation:
         request: Request,
         columns: Sequence[Column],
         sample: Sample,
+        totals: Totals,
         referenced: frozenset[str],
         cluster: str | None,
     ) -> None:
@@ -168,7 +167,7 @@ class _Investigation:
         self._values: dict[str, FieldValues] = {}
         self._left_out: dict[str, list[str]] = {}
         self._tested: dict[str, Tested] = {}
-        self._totals = count_totals(connection, sample, self._columns)
+        self._totals = totals
 
     def explanation(self) -> Explanation:
         selection, rest = self._sample.totals

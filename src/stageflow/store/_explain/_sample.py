@@ -294,21 +294,21 @@ class Sample:
 
 @contextmanager
 def sample_rows(
-    connection: DuckDBPyConnection, question: Question, columns: Sequence[Column]
+    connection: DuckDBPyConnection, question: Question, columns: Sequence[Column], totals: tuple[Part, Part]
 ) -> Generator[Sample]:
     """Copy the rows to compare, and drop the copy when the block ends.
 
     A hash of the row ids selects and orders the sample, so that the same call returns the same result.
+
+    Args:
+        connection: The connection.
+        question: The rows.
+        columns: The columns to copy.
+        totals: The selection and the rest.
     """
     names = {column.name for column in columns}
     key = next((name for name in _ROW_IDS if name in names), None)
     hashed = f"hash({key})" if key else f"hash({question.view})"
-    ((rows, count, rest_rows, rest_count),) = connection.execute(
-        f'SELECT count(*) FILTER ("#selected"), coalesce(sum("#weight") FILTER ("#selected"), 0), '
-        f'count(*) FILTER (NOT "#selected"), coalesce(sum("#weight") FILTER (NOT "#selected"), 0) '
-        f"FROM ({question.rows('1')})"
-    ).fetchall()
-    totals = (Part(rows, count, 1.0 if rows else 0.0), Part(rest_rows, rest_count, 1.0 if rest_rows else 0.0))
     upper, rest_upper = (min(2**64 - 1, int(2**64 * _MAX_ROWS / max(1, part.rows))) for part in totals)
     copied = ", ".join(quoted(column.name) for column in columns)
     table = f"stageflow_explain_{uuid4().hex}"

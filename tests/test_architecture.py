@@ -83,7 +83,7 @@ MAY_IMPORT = {
     "__main__": ANY,
 }
 
-# The layers of the diagram in CONTRIBUTING.md. Every other package is an interface or belongs to the foundation.
+# The layers of the diagram in CONTRIBUTING.md. Other packages are interfaces or belong to the foundation.
 LAYERS = {
     "values": ("stages", "retry", "results", "_genai", "budget", "_inputs", "_items", "context"),
     "execution": ("pipeline", "executors"),

@@ -13,6 +13,12 @@ _BLOCK = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _TRANSITION = re.compile(r"(\[\*\]|\w+) --> (\[\*\]|\w+)(?:: (.+))?")
 _NODE = re.compile(r'(\w+)\["(.+)"\]')
 
+_STYLE = """\
+    bgcolor="transparent"; rankdir=TB; nodesep=0.4; ranksep=0.5;
+    node [shape=box, style="rounded,filled", fillcolor="#f8fafc", color="#64748b"];
+    node [fontcolor="#0f172a", fontname="sans-serif", fontsize=11];
+    edge [color="#64748b", fontcolor="#64748b", fontname="sans-serif", fontsize=10];"""
+
 
 def with_drawn_diagrams(page: str) -> str:
     """Return a page with `graphviz` directives instead of its Mermaid diagrams.
@@ -24,7 +30,7 @@ def with_drawn_diagrams(page: str) -> str:
 
 
 def _as_dot(diagram: str) -> str:
-    kind, *lines = (line.strip() for line in diagram.strip().splitlines())
+    lines = [line.strip() for line in diagram.strip().splitlines()[1:]]
     nodes: dict[str, str] = {}
     edges: list[str] = []
     for line in lines:
@@ -45,17 +51,7 @@ def _as_dot(diagram: str) -> str:
         else f'{name} [label="{label}"]'
         for name, label in nodes.items()
     ]
-    return "\n".join(
-        [
-            "digraph {",
-            '    bgcolor="transparent"; rankdir=TB; nodesep=0.4; ranksep=0.5;',
-            '    node [shape=box, style="rounded,filled", fillcolor="#f8fafc", color="#64748b",'
-            ' fontcolor="#0f172a", fontname="sans-serif", fontsize=11];',
-            '    edge [color="#64748b", fontcolor="#64748b", fontname="sans-serif", fontsize=9];',
-            *(f"    {line};" for line in (*drawn, *edges)),
-            "}",
-        ]
-    )
+    return "\n".join(["digraph {", _STYLE, *(f"    {line};" for line in (*drawn, *edges)), "}"])
 
 
 def _wrapped(label: str, width: int = 26) -> list[str]:

@@ -432,7 +432,7 @@ class ExportRunner:
                     elif self._fails_alone(runner, parts, seconds):
                         parts.popleft()
                         reason = f"{outcome.reason} ({failures} attempts, while another event was accepted)"
-                        delivered.rejected.append((batch.events[0], reason))
+                        delivered.rejected += [(event, reason) for event in batch.events]
                         self._succeeded()
                         continue
                 runner.run(self._pause(delay))

@@ -15,11 +15,15 @@ from export_receiver import ExportReceiver
 from sampling_storm import storm
 from test_sampling import write_runs
 from test_store import compact
+from typer.testing import CliRunner
 
+import stageflow
 from stageflow import JournalSink
+from stageflow.cli._app import app
+from stageflow.errors import DamagedFileError, SettingsError
 from stageflow.events import Event
 from stageflow.export import Exporter, ExportRunner, ExportSettings, OtlpExporter, Sent, export_status
-from stageflow.store import Compactor, EventStore, TailSampler
+from stageflow.store import Compactor, EventStore, SamplingCounts, TailSampler, check_archive
 
 FAST = ExportSettings(batch_seconds=0.01, retry_first=0.01)
 ONE_IN_5 = TailSampler(first_of_a_kind=False, one_in=5)
@@ -159,6 +163,76 @@ def test_store_that_archives_automatically_keeps_the_sampler_of_the_archive(jour
     assert runs < 100
 
 
+def test_sampled_out_runs_are_counted_in_the_status(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(200)])
+    exporter = Collected()
+    exported(journal, exporter)
+    compact(journal, sampler=ONE_IN_5)
+    dropped = 200 - len(exporter.runs)
+    assert check_archive(journal).sampling == SamplingCounts(len(exporter.runs), dropped, 0)
+    doctor = CliRunner().invoke(app, ["doctor", "--journal", str(journal)], terminal_width=400)
+    assert f"{dropped} of 200 runs sampled out" in doctor.stdout
+    status = CliRunner().invoke(app, ["export", "status", "--journal", str(journal)], terminal_width=200)
+    assert f"{dropped} events of collected were sampled out, not lost" in status.stdout
+
+
+def test_one_setting_applies_to_exporters_and_the_archive(
+    journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sampling.toml").write_text("first_of_a_kind = false\none_in = 5\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.stageflow]\njournal = "journal"\nsampler = "sampling.toml"\n'
+    )
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    monkeypatch.setenv("STAGEFLOW_JOURNAL", str(journal))
+    write_runs(journal, [{} for _ in range(100)])
+    with ExportReceiver() as receiver:
+        done = CliRunner().invoke(app, ["export", "run", receiver.url, "--once", "--name", "shop"])
+        assert done.exit_code == 0, done.output
+        kept = {line["event_id"] for line in receiver.accepted}
+    assert 5 < len(kept) < 50
+    assert CliRunner().invoke(app, ["compact", "--keep", "0s"]).exit_code == 0
+    with EventStore(journal) as store:
+        assert {run for (run,) in store.sql("select pipeline_run_id from runs").rows} == kept
+
+
+BACKGROUND = """
+import asyncio, sys, stageflow
+from stageflow import Pipeline
+from stageflow.store import TailSampler
+
+sampler = TailSampler(first_of_a_kind=False, one_in=5)
+stageflow.configure(journal=sys.argv[1], health_seconds=None, export=[input()], sampler=sampler)
+graph = Pipeline("p").with_stage("a", lambda ctx: None).build()
+
+async def main():
+    for _ in range(100):
+        await graph.run()
+
+asyncio.run(main())
+"""
+
+
+def test_background_exporter_exports_the_kept_runs_before_the_process_ends(
+    program: Any, journal: Path
+) -> None:
+    with ExportReceiver() as receiver:
+        started: Program = program(BACKGROUND)
+        assert started.process.stdin is not None
+        print(receiver.url, file=started.process.stdin, flush=True)
+        assert started.ended() == (0, "", "")
+        kept = {line["data"]["correlation_ids"]["pipeline_run_id"] for line in receiver.accepted}
+    assert kept == {each["event_id"] for each in decisions(journal) if each["kept"]}
+    assert 5 < len(kept) < 50
+
+
+@pytest.mark.parametrize("sampler", [5, "missing.toml"])
+def test_invalid_sampler_raises_at_once(journal: Path, sampler: Any) -> None:
+    with pytest.raises(SettingsError, match="sampler"):
+        stageflow.configure(journal=journal, export=["http://127.0.0.1:1/"], sampler=sampler)
+
+
 # ---------------------------------------------------------------- undecided runs
 
 
@@ -268,8 +342,6 @@ def test_deleted_index_is_rebuilt_from_the_recorded_decisions(journal: Path) -> 
 
 
 def test_damaged_index_is_reported(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from stageflow.errors import DamagedFileError
-
     write_runs(journal, [{} for _ in range(10)])
     compact(journal, sampler=ONE_IN_5)
     (journal / "sampling" / "decisions.db").write_bytes(b"x" * 5000)

@@ -238,6 +238,9 @@ def draw_archive_state(state: Record) -> RenderableType:
         checked += f"{checked and '; '}no checksum is recorded for {unknown:,} of them"
     content = f"{state['files']:,} {_plural('file', state['files'])}, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {content}; {checked}"
+    if sampling := state["sampling"]:
+        runs = sampling["kept"] + sampling["sampled_out"]
+        line += f"; {sampling['sampled_out']:,} of {runs:,} {_plural('run', runs)} sampled out"
     if moved := state["quarantined"]:
         line += f"; {len(moved):,} {_plural('file', len(moved))} moved to _stageflow/"
     if lost := state["lost"]:

@@ -32,7 +32,7 @@ from ._comparison import (
     failure_condition as failure_condition,
 )
 from ._decider import Decider as Decider
-from ._decisions import Decision as Decision, Decisions as Decisions
+from ._decisions import Decision as Decision, Decisions as Decisions, SamplingCounts
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
@@ -94,6 +94,7 @@ __all__ = [
     "RunExplanation",
     "SameError",
     "SampleRule",
+    "SamplingCounts",
     "SamplingResult",
     "Share",
     "Side",

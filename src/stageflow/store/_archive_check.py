@@ -13,6 +13,7 @@ from ._address import read_address
 from ._archive import Archive, ArchiveFile, is_remote
 from ._compactor import Compactor, check_exists
 from ._database import as_os_errors
+from ._decisions import Decisions, SamplingCounts, has_decisions
 from ._losses import (
     LostFile,
     files_on_disk,
@@ -58,6 +59,7 @@ class ArchiveState(Struct, frozen=True):
         quarantined: Names of files that a recovery or repair moved to `_stageflow`.
         lost: Files that repairs removed from the table.
         problems: Descriptions of what needs attention, one sentence each, with the remedy.
+        sampling: Number of runs that the sampler of the journal kept and sampled out; None if it has none.
     """
 
     address: str
@@ -69,6 +71,7 @@ class ArchiveState(Struct, frozen=True):
     quarantined: list[str]
     lost: list[LostFile]
     problems: list[str]
+    sampling: SamplingCounts | None = None
 
 
 class RepairedArchive(Struct, frozen=True):
@@ -169,7 +172,19 @@ def check_archive(
         quarantined=[] if archive.log is None else archive.log.moved_files(),
         lost=lost,
         problems=problems,
+        sampling=_sampling_counts(os.fspath(journal), problems),
     )
+
+
+def _sampling_counts(journal: str, problems: list[str]) -> SamplingCounts | None:
+    if not has_decisions(journal):
+        return None
+    try:
+        with Decisions(journal) as decisions:
+            return decisions.counts()
+    except OSError as error:
+        problems.append(str(error))
+        return None
 
 
 def repair_archive(

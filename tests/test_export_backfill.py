@@ -89,6 +89,17 @@ def test_archive_is_exported_once_while_it_is_compacted(journal: Path) -> None:
     assert list((journal / "pins").iterdir()) == []
 
 
+def test_archived_segments_that_are_still_in_the_journal_are_not_exported_twice(journal: Path) -> None:
+    write_runs(journal, [{"id": f"a-{n}"} for n in range(20)])
+    compact(journal, keep_seconds=86_400)
+    assert len(all_events(journal)) == 20
+    write_runs(journal, [{"id": f"b-{n}"} for n in range(20)])
+    exporter = Collected()
+    backfilled(journal, exporter)
+    expected = [f"{part}-{n}" for part in "ab" for n in range(20)]
+    assert Counter(data["event_id"] for _, data in exporter.events) == Counter(expected)
+
+
 def test_events_of_a_sampled_archive_have_its_rate(journal: Path) -> None:
     write_runs(journal, [{} for _ in range(100)])
     compact(journal, sampler=ONE_IN_5)

@@ -275,8 +275,8 @@ class ExportRunner:
         drained = False
         while not self._stopping.is_set() or self._draining:
             first = reader.events
-            events.advance(now=self._stopping.is_set() and not drained)
-            drained = self._stopping.is_set()
+            stopping = self._stopping.is_set()
+            drained = events.advance(now=stopping and not drained) and stopping
             read = self._read_batch(runner, events)
             if read.count:
                 delivered = self._deliver(runner, read.events) if read.events else _Delivered()

@@ -78,12 +78,16 @@ class EventReader:
     def __init__(self, reader: JournalReader) -> None:
         self.reader = reader
 
-    def advance(self, *, now: bool = False) -> None:
+    def advance(self, *, now: bool = False) -> bool:
         """Decide runs, if that is due.
 
         Args:
             now: Whether to decide even if it is not due.
+
+        Returns:
+            False if there are more events to read for the decisions.
         """
+        return True
 
     def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
         """Return the next events; see `JournalReader.read`."""
@@ -126,24 +130,28 @@ class SampledReader(EventReader):
         self._due_at = 0.0
         self._decisions: Decisions = Decisions(reader.path)
 
-    def advance(self, *, now: bool = False) -> None:
-        """Decide runs, if that is due and no other process does it."""
+    def advance(self, *, now: bool = False) -> bool:
+        """Decide runs for up to a second, if that is due and no other process does it."""
         from ..store import Decider
 
         started = time.monotonic()
         if not now and started < self._due_at:
-            return
+            return True
         if self._decider is None:
             with contextlib.suppress(CursorInUseError):
                 self._decider = Decider(self.reader.path, self._sampler)
+        is_complete = True
         if self._decider is not None:
             try:
-                self._decider.decide()
+                # Export what was decided, and react to a stop, before the rest of a large journal is decided.
+                is_complete = self._decider.decide(_DECIDE_SECONDS)
             except BaseException:
                 self._release()
                 raise
         ended = time.monotonic()
-        self._due_at = ended + max(_DECIDE_SECONDS, (ended - started) / _DECIDE_SHARE)
+        pause = max(_DECIDE_SECONDS, (ended - started) / _DECIDE_SHARE)
+        self._due_at = ended + pause if is_complete else ended
+        return is_complete
 
     def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
         """Return the next events of kept runs; see `JournalReader.read`."""

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -178,30 +179,39 @@ class Decider:
 
     # ------------------------------------------------------------ decide
 
-    def decide(self) -> int:
-        """Read the events that were written since the last call; return the number of decided runs.
+    def decide(self, seconds: float | None = None) -> bool:
+        """Read the events that were written since the last call, and decide.
 
         After an error, close this object: a new one repeats the step.
+
+        Args:
+            seconds: Time after which to stop, even if there are more events; default None, for no limit.
+
+        Returns:
+            False if there are more events.
 
         Raises:
             QueryError: A rule of the sampler is invalid. No event is lost.
             OSError: The journal cannot be read or written.
         """
         self._failed = True
-        decided = 0
+        until = None if seconds is None else time.monotonic() + seconds
         while True:
             entries = self._reader.read(_BATCH_EVENTS, max_bytes=_BATCH_BYTES)
-            decided += self._decide_batch(entries)
+            self._decide_batch(entries)
             if not entries and not self._reader.has_more:
                 break
-        decided += self._decide_overdue()
+            if until is not None and time.monotonic() > until:
+                self._failed = False
+                return False
+        self._decide_overdue()
         self._batches += 1
         if self._batches % _FORGET_EVERY == 1:
             self._forget()
         self._failed = False
-        return decided
+        return True
 
-    def _decide_batch(self, entries: Sequence[Entry]) -> int:
+    def _decide_batch(self, entries: Sequence[Entry]) -> None:
         heads = [(entry, head) for entry in entries if (head := _decode_head(entry.json)) is not None]
         heads = [(entry, head) for entry, head in heads if _run_of(head)]
         known = self._decisions.find({_run_of(head) for _, head in heads})
@@ -249,9 +259,8 @@ class Decider:
         self._record(decided, of_roots)
         self._store(decided, of_roots, dict(self._reader.positions), kinds=kinds, minutes=minutes)
         self._reader.commit()
-        return len(decided)
 
-    def _decide_overdue(self) -> int:
+    def _decide_overdue(self) -> None:
         """Keep the runs that are longer than `decide_after`, and those whose process ended without an end."""
         now_us = get_clock().wall_ns() // 1000
         found: dict[str, Undecided] = {}
@@ -268,7 +277,7 @@ class Decider:
                 if run not in decided and self._has_ended(writers.get(each.writer)):
                     found[run], decided[run] = each, Decision(True, 1.0, "incomplete")
         if not decided:
-            return 0
+            return
         # The other runs of the same root are kept too.
         roots = {str(each.root_id): decided[run] for run, each in found.items() if each.root_id}
         related = self._decisions.undecided_of_roots(roots)
@@ -281,7 +290,6 @@ class Decider:
         found |= related
         self._record(decided, found)
         self._store(decided, found, dict(self._reader.positions))
-        return len(decided)
 
     def _has_ended(self, segments: list[Segment] | None) -> bool:
         """Return whether a writer has ended, and everything that it wrote was read."""
@@ -425,7 +433,7 @@ def _kind_of(head: _Head) -> tuple[str, str, str]:
 
 
 def _time_of(head: _Head, default: int) -> int:
-    for time in (head.started_at, head.emitted_at, head.amended_at):
-        if time is not None and is_timestamp(time):
-            return epoch_us(time)
+    for at in (head.started_at, head.emitted_at, head.amended_at):
+        if at is not None and is_timestamp(at):
+            return epoch_us(at)
     return default

@@ -514,9 +514,9 @@ def span_id(base: int, sequence: int = 0, attempt: int = -1) -> str:
     Args:
         base: 64 random bits of the run.
         sequence: Position of the stage in its pipeline, starting at 0.
-        attempt: Number of the attempt; -1 for the run.
+        attempt: Number of the attempt; -1 for the run. 0 (`when=` is evaluated) has the id of attempt 1.
     """
-    return "%016x" % ((base + (sequence << 16) + attempt + 1) & 0xFFFF_FFFF_FFFF_FFFF or 1)
+    return "%016x" % ((base + (sequence << 16) + (attempt or 1) + 1) & 0xFFFF_FFFF_FFFF_FFFF or 1)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import rotel
 from export_receiver import Answer, ExportReceiver, Request
-from google.protobuf.json_format import MessageToDict
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from otlp_collector import LOGS, TRACES, Collector, flat, protobuf_messages
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageKind
 from stageflow.errors import InvalidArgumentError
@@ -35,8 +29,6 @@ from stageflow.export import (
 from stageflow.observability import WideEventEmitter
 
 FAST = ExportSettings(batch_seconds=0.02, retry_first=0.02, retry_max=0.05, circuit_seconds=0.05)
-
-TRACES, LOGS = "/v1/traces", "/v1/logs"
 
 
 @pytest.fixture
@@ -99,51 +91,6 @@ def exported(journal: Path, exporter: OtlpExporter, settings: ExportSettings = F
         if not runner.state.consecutive_failures:
             break
     return runner.state
-
-
-def protobuf_messages(requests: list[Request]) -> dict[str, list[dict[str, Any]]]:
-    """Return the spans and log records of protobuf requests in the form of OTLP's JSON, by path."""
-    found: dict[str, list[dict[str, Any]]] = {TRACES: [], LOGS: []}
-    for request in requests:
-        message = ExportTraceServiceRequest() if request.path == TRACES else ExportLogsServiceRequest()
-        message.ParseFromString(request.content)
-        found[request.path] += flat(with_hex_ids(MessageToDict(message)))
-    return found
-
-
-def with_hex_ids(value: Any) -> Any:
-    """Return a message whose ids are in hex, as OTLP requires, instead of base64."""
-    if isinstance(value, list):
-        return [with_hex_ids(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: base64.b64decode(item).hex()
-        if key in ("traceId", "spanId", "parentSpanId")
-        else with_hex_ids(item)
-        for key, item in value.items()
-    }
-
-
-def flat(message: dict[str, Any]) -> list[dict[str, Any]]:
-    groups = message.get("resourceSpans") or message.get("resourceLogs") or []
-    return [
-        {"resource": plain(group["resource"]["attributes"]), **each, "attributes": plain(each["attributes"])}
-        for group in groups
-        for scope in group.get("scopeSpans") or group.get("scopeLogs")
-        for each in scope.get("spans") or scope.get("logRecords")
-    ]
-
-
-def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {each["key"]: plain_value(each["value"]) for each in attributes}
-
-
-def plain_value(value: dict[str, Any]) -> Any:
-    ((kind, found),) = value.items()
-    if kind == "intValue":
-        return int(found)
-    return [plain_value(item) for item in found.get("values", [])] if kind == "arrayValue" else found
 
 
 @pytest.fixture
@@ -255,40 +202,14 @@ def test_openinference_kinds_are_added_on_request(journal: Path) -> None:
     assert kinds == {"load": "CHAIN", "answer": "LLM", "shop": "CHAIN"}
 
 
-@pytest.fixture
-def collector(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Start a collector that forwards to a URL; return its own URL."""
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(target: str) -> str:
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-        http, grpc = (f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
-        for each in sockets:
-            each.close()
-        agent = Path(rotel.__file__).parent / "rotel-agent"
-        command = [str(agent), "start", "--pid-file", str(tmp_path / "pid"), "--batch-timeout", "50ms"]
-        command += ["--otlp-http-endpoint", http, "--otlp-grpc-endpoint", grpc, "--exporter", "otlp"]
-        command += ["--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", target]
-        log = (tmp_path / "collector.log").open("wb")
-        processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        log.close()
-        return f"http://{http}"
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
 def test_spans_and_logs_pass_through_a_collector(
     journal: Path,
     messages: dict[str, list[dict[str, Any]]],
-    collector: Callable[[str], str],
+    tmp_path: Path,
     encoding: str,
 ) -> None:
-    with ExportReceiver(lambda request: Answer(200)) as receiver:
-        url = collector(f"http://127.0.0.1:{receiver.port}")
+    with ExportReceiver(lambda request: Answer(200)) as receiver, Collector(tmp_path, receiver) as url:
         runner = ExportRunner(journal, OtlpExporter(url, encoding=encoding), settings=FAST)
 
         def spans() -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "journal": ("events",),
     "store": ("journal", "_calls", "_genai"),
     "alerts": ("store", "journal"),
-    "export": ("store", "journal"),
+    "export": ("store", "journal", "_genai"),
     # interfaces: call the other packages
     "settings": ("events", "observability", "journal", "export"),
     "lifecycle": ANY,

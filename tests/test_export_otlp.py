@@ -51,7 +51,7 @@ async def record(journal: Path) -> None:
         return {"n": 1}
 
     async def answer(ctx: Any) -> None:
-        ctx.annotate(**{"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-5"})
+        ctx.record_llm("gpt-5", provider="azure.ai.openai", output_tokens=5)
         if ctx.run.data["fail"]:
             raise ValueError("no answer")
 
@@ -67,7 +67,9 @@ async def record(journal: Path) -> None:
     )
     for fail in (False, True):
         await graph.run(PipelineContext(user_id="u1", session_id="s1", service="web", data={"fail": fail}))
-    contexts[1].annotate(late=True)
+    for ctx in contexts[:2]:
+        ctx.annotate(late=ctx.attempt)
+    contexts[0].annotate_run(late=0)
     sink.try_emit(type="plain", data=None)
     sink.close()
 
@@ -153,19 +155,19 @@ def test_custom_events_and_amendments_are_log_records(messages: dict[str, list[d
         logs.setdefault(log["eventName"], []).append(log)
     assert {name: len(found) for name, found in logs.items()} == {
         "cache.miss": 4,
-        "stageflow.amendment": 1,
+        "stageflow.amendment": 3,
         "plain": 1,
     }
     assert logs["cache.miss"][0]["attributes"]["key"] == "k"
-    (amendment,) = logs["stageflow.amendment"]
-    (span,) = [
-        each
-        for each in messages[TRACES]
-        if each["name"] == "load" and each["traceId"] == amendment["traceId"]
-    ][1:]
-    assert amendment["spanId"] == span["spanId"]
-    assert amendment["attributes"]["late"] is True
-    assert amendment["attributes"]["stageflow.event_id"] == span["attributes"]["stageflow.event_id"]
+    spans = {span["spanId"]: span for span in messages[TRACES]}
+    for amendment, name, attempt in zip(
+        logs["stageflow.amendment"], ("load", "load", "shop"), (1, 2, None), strict=True
+    ):
+        span = spans[amendment["spanId"]]
+        assert (span["name"], span["attributes"].get("stageflow.attempt")) == (name, attempt)
+        assert amendment["traceId"] == span["traceId"]
+        assert amendment["attributes"]["late"] == (attempt or 0)
+        assert amendment["attributes"]["stageflow.event_id"] == span["attributes"]["stageflow.event_id"]
 
 
 def test_json_contains_the_same_as_protobuf(journal: Path, messages: dict[str, list[dict[str, Any]]]) -> None:
@@ -200,6 +202,62 @@ def test_openinference_kinds_are_added_on_request(journal: Path) -> None:
         found = protobuf_messages(receiver.requests)[TRACES]
     kinds = {span["name"]: span["attributes"]["openinference.span.kind"] for span in found}
     assert kinds == {"load": "CHAIN", "answer": "LLM", "shop": "CHAIN"}
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("1.37", {"gen_ai.provider.name": "azure.ai.openai"}),
+        ("1.36", {"gen_ai.system": "az.ai.openai"}),
+    ],
+)
+def test_version_of_the_genai_conventions(journal: Path, version: str, expected: dict[str, str]) -> None:
+    with ExportReceiver() as receiver:
+        exporter = exporter_for(f"otlp+http://127.0.0.1:{receiver.port}", genai=version)
+        assert isinstance(exporter, OtlpExporter)
+        exported(journal, exporter)
+        found = [span for span in protobuf_messages(receiver.requests)[TRACES] if span["name"] == "answer"]
+    for span in found:
+        names = ("gen_ai.provider.name", "gen_ai.system")
+        assert {name: span["attributes"][name] for name in names if name in span["attributes"]} == expected
+
+
+def test_exporter_that_restarts_after_each_event_sends_the_same_spans_and_amendments(
+    journal: Path, messages: dict[str, list[dict[str, Any]]]
+) -> None:
+    settings = ExportSettings(batch_events=1, batch_seconds=0.01)
+    with ExportReceiver() as receiver:
+        url = f"http://127.0.0.1:{receiver.port}"
+
+        def send_one() -> None:
+            before = len(receiver.requests)
+            runner = ExportRunner(
+                journal,
+                OtlpExporter(url, name="one"),
+                settings=settings,
+                on_change=lambda _: runner.request_stop(10) if len(receiver.requests) > before else None,
+            )
+            runner.run()
+
+        def state() -> dict[Path, bytes]:
+            paths = [*journal.glob("cursors/export.one*"), *journal.glob("export/one/*")]
+            return {path: path.read_bytes() for path in paths if path.is_file()}
+
+        send_one()
+        for _ in events_of(journal)[1:]:
+            before = state()
+            send_one()
+            for path, content in before.items():  # as if the process was killed before it stored the position
+                path.write_bytes(content)
+            send_one()
+        found = protobuf_messages(receiver.requests)
+    sent = {span["spanId"]: span for span in messages[TRACES]}
+    assert len(found[TRACES]) > len(sent) == len({span["spanId"] for span in found[TRACES]})
+    assert all(span == sent[span["spanId"]] for span in found[TRACES])
+    amendments = [log for log in messages[LOGS] if log["eventName"] == "stageflow.amendment"]
+    again = [log for log in found[LOGS] if log["eventName"] == "stageflow.amendment"]
+    assert len(again) == 2 * len(amendments)
+    assert all(log in amendments for log in again)
 
 
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])

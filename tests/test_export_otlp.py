@@ -13,6 +13,7 @@ from export_receiver import Answer, ExportReceiver, Request
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
+from opentelemetry.sdk.trace import TracerProvider
 from otlp_collector import LOGS, TRACES, Collector, flat, protobuf_messages
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageKind
@@ -26,6 +27,7 @@ from stageflow.export import (
     export_status,
     exporter_for,
 )
+from stageflow.integrations.opentelemetry import StageflowSpanProcessor
 from stageflow.observability import WideEventEmitter
 
 FAST = ExportSettings(batch_seconds=0.02, retry_first=0.02, retry_max=0.05, circuit_seconds=0.05)
@@ -220,6 +222,42 @@ def test_version_of_the_genai_conventions(journal: Path, version: str, expected:
     for span in found:
         names = ("gen_ai.provider.name", "gen_ai.system")
         assert {name: span["attributes"][name] for name in names if name in span["attributes"]} == expected
+
+
+def test_usage_of_models_is_in_the_spans_of_stages_and_with_a_prefix_in_those_of_runs(
+    messages: dict[str, list[dict[str, Any]]],
+) -> None:
+    for span in messages[TRACES]:
+        prefix = {"answer": "", "shop": "stageflow."}.get(span["name"])
+        found = {name: value for name, value in span["attributes"].items() if "gen_ai.usage" in name}
+        assert found == ({} if prefix is None else {f"{prefix}gen_ai.usage.output_tokens": 5})
+
+
+async def test_usage_that_is_also_in_spans_of_calls_has_a_prefix(tmp_path: Path) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(StageflowSpanProcessor())
+
+    async def answer(ctx: Any) -> None:
+        usage = {"gen_ai.operation.name": "chat", "gen_ai.usage.output_tokens": 5}
+        with provider.get_tracer("test").start_as_current_span("chat", attributes=usage):
+            pass
+
+    sink = JournalSink(tmp_path / "journal")
+    graph = (
+        Pipeline("p")
+        .with_stage("answer", answer)
+        .build(emit_stage_wide_events=True, wide_event_emitter=WideEventEmitter(sink))
+    )
+    await graph.run(PipelineContext())
+    sink.close()
+    provider.shutdown()
+    with ExportReceiver() as receiver:
+        exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}", openinference=True)
+        await asyncio.to_thread(exported, tmp_path / "journal", exporter)
+        (span,) = [each for each in protobuf_messages(receiver.requests)[TRACES] if each["name"] == "answer"]
+    assert span["attributes"]["stageflow.gen_ai.usage.output_tokens"] == 5
+    assert span["attributes"]["openinference.span.kind"] == "CHAIN"
+    assert "gen_ai.usage.output_tokens" not in span["attributes"]
 
 
 def test_exporter_that_restarts_after_each_event_sends_the_same_spans_and_amendments(

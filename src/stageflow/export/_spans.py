@@ -134,6 +134,9 @@ _IDS = {
     "org_id": "stageflow.org_id",
 }
 
+_CALLS_WITH_SPANS = "gen_ai.client.count"
+"""An attribute that a span processor sets: the calls of the attempt have their own spans."""
+
 _OPENINFERENCE = {
     "chat": "LLM",
     "text_completion": "LLM",
@@ -192,9 +195,10 @@ class SpanBuilder:
             attributes.append(("error.type", wide.error_type))
         if wide.exception is not None:
             attributes += _exception(wide.exception)
-        attributes += self._custom(wide.attributes)
+        custom = dict(self._custom(wide.attributes, is_sum=wide.stage_name is None))
+        attributes += custom.items()
         if self._openinference:
-            attributes.append(("openinference.span.kind", _kind(data, wide.attributes)))
+            attributes.append(("openinference.span.kind", _kind(data, custom)))
         failed = wide.status in ("FAIL", "RETRY")
         return Span(
             resource=_resource(data),
@@ -217,7 +221,8 @@ class SpanBuilder:
         if event.revision:
             name = "stageflow.amendment"
             amended = data.get("attributes")
-            attributes += self._custom(amended) if isinstance(amended, dict) else ()
+            is_run = not isinstance(stage, str)
+            attributes += self._custom(amended, is_sum=is_run) if isinstance(amended, dict) else ()
             attributes.append(("stageflow.revision", event.revision))
         if isinstance(stage, str):
             attributes.append(("stageflow.stage_name", stage))
@@ -246,11 +251,25 @@ class SpanBuilder:
             span_id=span_id,
         )
 
-    def _custom(self, attributes: Mapping[str, Any]) -> Iterable[Attribute]:
-        """Return the attributes that the application set."""
-        if self._former_genai:
-            return [former_attribute(name, value) for name, value in attributes.items()]
-        return attributes.items()
+    def _custom(self, attributes: Mapping[str, Any], *, is_sum: bool = False) -> Iterable[Attribute]:
+        """Return the attributes that the application set.
+
+        Backends add up the usage of models in all spans. The usage in the span of a run is that of its
+        stages, and the usage that a span processor recorded is also in the spans of the calls: such
+        attributes get a prefix.
+
+        Args:
+            attributes: The attributes.
+            is_sum: Whether they are those of a run.
+        """
+        is_sum = is_sum or _CALLS_WITH_SPANS in attributes
+        for name, value in attributes.items():
+            if is_sum and name.startswith("gen_ai."):
+                yield f"stageflow.{name}", value
+            elif self._former_genai:
+                yield former_attribute(name, value)
+            else:
+                yield name, value
 
     def _amended_span(self, event: ExportEvent, stage: str | None) -> tuple[str | None, str | None]:
         """Return the trace id and the span id of the run or the attempt that an amendment changes."""

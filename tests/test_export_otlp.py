@@ -160,7 +160,6 @@ def test_custom_events_and_amendments_are_log_records(messages: dict[str, list[d
         "stageflow.amendment": 3,
         "plain": 1,
     }
-    assert logs["cache.miss"][0]["attributes"]["key"] == "k"
     spans = {span["spanId"]: span for span in messages[TRACES]}
     for amendment, name, attempt in zip(
         logs["stageflow.amendment"], ("load", "load", "shop"), (1, 2, None), strict=True
@@ -170,6 +169,11 @@ def test_custom_events_and_amendments_are_log_records(messages: dict[str, list[d
         assert amendment["traceId"] == span["traceId"]
         assert amendment["attributes"]["late"] == (attempt or 0)
         assert amendment["attributes"]["stageflow.event_id"] == span["attributes"]["stageflow.event_id"]
+    for log, attempt in zip(logs["cache.miss"], (1, 2, 1, 2), strict=True):
+        span = spans[log["spanId"]]
+        assert (span["name"], span["attributes"]["stageflow.attempt"]) == ("load", attempt)
+        assert log["traceId"] == span["traceId"]
+        assert log["attributes"]["key"] == "k"
 
 
 def test_json_contains_the_same_as_protobuf(journal: Path, messages: dict[str, list[dict[str, Any]]]) -> None:

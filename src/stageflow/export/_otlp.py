@@ -114,7 +114,7 @@ class OtlpExporter(Exporter):
         self._builder.read_missing_from(journal)
 
     async def send(self, batch: Batch) -> Sent:
-        records = [self._builder.convert(event) for event in batch.events]
+        records = self._builder.convert(batch.events)
         spans = [record for record in records if isinstance(record, Span)]
         logs = [record for record in records if isinstance(record, LogRecord)]
         sent = Sent()

@@ -172,14 +172,23 @@ class SpanBuilder:
         """Read the spans of runs whose first events this object did not convert from a journal."""
         self._journal = Journal(journal)
 
-    def convert(self, event: ExportEvent) -> Span | LogRecord:
-        """Return the span or the log record of an event. Never raises because of its content."""
-        data = _decode_object(event.json) or {}
-        if event.type in ("stage.wide", "pipeline.wide"):
-            wide = _converted(data, _Wide)
-            if wide is not None and is_timestamp(wide.started_at) and is_timestamp(wide.ended_at):
-                return self._span(event, wide, data)
-        return self._log(event, data)
+    def convert(self, events: Sequence[ExportEvent]) -> Sequence[Span | LogRecord]:
+        """Return the spans and log records of a batch of events. Never raises because of their content."""
+        decoded = [_decode_object(event.json) or {} for event in events]
+        # Spans first: an event that a stage emits precedes the event of its attempt.
+        spans = [self._span_or_none(event, data) for event, data in zip(events, decoded, strict=True)]
+        return [
+            self._log(event, data) if span is None else span
+            for event, data, span in zip(events, decoded, spans, strict=True)
+        ]
+
+    def _span_or_none(self, event: ExportEvent, data: Mapping[str, Any]) -> Span | None:
+        if event.type not in ("stage.wide", "pipeline.wide"):
+            return None
+        wide = _converted(data, _Wide)
+        if wide is None or not is_timestamp(wide.started_at) or not is_timestamp(wide.ended_at):
+            return None
+        return self._span(event, wide, data)
 
     def _span(self, event: ExportEvent, wide: _Wide, data: Mapping[str, Any]) -> Span:
         trace = wide.trace or _derived_trace(event)
@@ -236,10 +245,7 @@ class SpanBuilder:
             for key, value in data.items()
             if key not in own and key not in ("correlation_ids", "pipeline_metadata", "schema_version")
         ]
-        known = self._spans.get((event.run_id, stage)) if isinstance(stage, str) else None
-        trace_id, span_id = None if known is None else known.trace_id, None
-        if event.revision:
-            trace_id, span_id = self._amended_span(event, stage if isinstance(stage, str) else None)
+        trace_id, span_id = self._ids_of_span(event, stage if isinstance(stage, str) else None, data)
         times = (data.get("amended_at"), data.get("emitted_at"), data.get("ended_at"))
         at = next((time for time in times if isinstance(time, str) and is_timestamp(time)), None)
         return LogRecord(
@@ -271,13 +277,17 @@ class SpanBuilder:
             else:
                 yield name, value
 
-    def _amended_span(self, event: ExportEvent, stage: str | None) -> tuple[str | None, str | None]:
-        """Return the trace id and the span id of the run or the attempt that an amendment changes."""
-        known = self._known(event.run_id, stage)
+    def _ids_of_span(
+        self, event: ExportEvent, stage: str | None, data: Mapping[str, Any]
+    ) -> tuple[str | None, str | None]:
+        """Return the trace id and the span id of the run or the attempt that an event belongs to."""
+        if event.revision:
+            known, attempt = self._known(event.run_id, stage), event.id.rpartition("/")[2]
+        else:
+            known, attempt = self._spans.get((event.run_id, stage)), str(data.get("attempt"))
         if known is None:
             return None, None
-        attempt = event.id.rpartition("/")[2] if stage is not None else ""
-        if not attempt.isdecimal():
+        if stage is None or not attempt.isdecimal():
             return known.trace_id, known.span_id
         return known.trace_id, span_id_of_attempt(known.span_id, known.attempt, int(attempt))
 

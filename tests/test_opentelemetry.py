@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import textwrap
+import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -403,6 +406,52 @@ async def test_call_that_ends_after_the_one_around_it_is_not_counted_again(traci
     with capture_events() as events:
         await Pipeline("p").with_stage("work", work).run()
     assert attributes_of(events)["http.client.count"] == 1
+
+
+async def test_spans_that_never_end_need_limited_memory(tracing: Tracing) -> None:
+    sizes = []
+
+    async def work(ctx: Any) -> None:
+        for count in (11_000, 5_000):
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(count):
+                tracing.tracer.start_span("GET", kind=SpanKind.CLIENT)
+            sizes.append(tracemalloc.get_traced_memory()[0] - before)
+
+    tracemalloc.start()
+    try:
+        await Pipeline("p").with_stage("work", work).run()
+    finally:
+        tracemalloc.stop()
+    assert sizes[0] > 500_000
+    assert sizes[1] < 100_000
+
+
+async def test_forked_child_does_not_wait_for_a_lock_of_its_parent(tracing: Tracing) -> None:
+    statuses: list[int] = []
+
+    async def work(ctx: Any) -> None:
+        holding, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with tracing.processor._lock:
+                holding.set()
+                release.wait(20)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        holding.wait(20)
+        pid = os.fork()
+        if not pid:
+            with tracing.http():
+                pass
+            os._exit(0)
+        release.set()
+        thread.join()
+        statuses.append(os.waitpid(pid, 0)[1])
+
+    await Pipeline("p").with_stage("work", work).run()
+    assert statuses == [0]
 
 
 async def test_number_of_hosts_is_bounded(tracing: Tracing) -> None:

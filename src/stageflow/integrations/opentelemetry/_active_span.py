@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
+from weakref import WeakSet
 
 from opentelemetry.context import attach
 from opentelemetry.trace import (
@@ -13,6 +15,7 @@ from opentelemetry.trace import (
 )
 
 from ..._activation import ACTIVATION
+from ..._fork import reset_in_child
 from ...context import StageContext
 
 __all__ = ["ACTIVE_SPANS"]
@@ -40,25 +43,39 @@ class StageSpan(NonRecordingSpan):
         return f"StageSpan({self._ctx!r})"
 
 
+class Processor(Protocol):
+    """A span processor that uses the spans of attempts."""
+
+    def reset_lock(self) -> None:
+        """Replace its lock in a forked child: a thread of the parent may hold it."""
+        ...
+
+
 class ActiveSpans:
     """Activates the spans of attempts while at least one processor uses them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
+        self._lock = threading.RLock()
+        self._users: WeakSet[Processor] = WeakSet()
+        reset_in_child(self._reset)
 
-    def acquire(self) -> None:
+    def acquire(self, processor: Processor) -> None:
         """Activate the span of each attempt that starts from now on."""
         with self._lock:
-            self._users += 1
+            self._users.add(processor)
             ACTIVATION.listener = _enter
 
-    def release(self) -> None:
-        """Stop when the last processor calls it."""
+    def release(self, processor: Processor) -> None:
+        """Stop when no processor uses the spans any more."""
         with self._lock:
-            self._users -= 1
+            self._users.discard(processor)
             if not self._users:
                 ACTIVATION.listener = None
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        for processor in self._users:
+            processor.reset_lock()
 
 
 def _enter(ctx: StageContext) -> None:

@@ -102,10 +102,11 @@ class StageflowSpanProcessor(SpanProcessor):
                 expected = f"of {', '.join(KINDS)}{did_you_mean(str(kind), KINDS)}"
                 raise invalid_argument("StageflowSpanProcessor", "kinds", kind, expected)
         self.late_spans = 0
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close a generator that ends a span.
+        self._lock = threading.RLock()
         self._open: dict[int, _OpenSpan] = {}
         self._is_active = True
-        ACTIVE_SPANS.acquire()
+        ACTIVE_SPANS.acquire(self)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if current_stage.get() is None or not self._is_active:
@@ -140,11 +141,15 @@ class StageflowSpanProcessor(SpanProcessor):
         elif kind == GEN_AI:
             ctx._record(*usage_of(span))
 
+    def reset_lock(self) -> None:
+        """Replace the lock in a forked child, in which no thread would release it."""
+        self._lock = threading.RLock()
+
     def shutdown(self) -> None:
         """Stop: spans are no longer added, and attempts that start later are not active spans."""
         if self._is_active:
             self._is_active = False
-            ACTIVE_SPANS.release()
+            ACTIVE_SPANS.release(self)
             with self._lock:
                 self._open.clear()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from opentelemetry import trace
 from opentelemetry.context import get_current
+from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -359,6 +363,54 @@ async def test_usage_of_a_model_is_recorded_like_record_llm(tracing: Tracing) ->
         assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (128, 13)
     assert attributes_of(events)["gen_ai.provider.name"] == "acme"
     assert attributes_of(events)["gen_ai.response.finish_reasons"] == ["stop"]
+
+
+class FakeModel(http.server.BaseHTTPRequestHandler):
+    """Answers each request to a model with the same text and usage."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        usage = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+        message = {"role": "assistant", "content": "hi"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        answer = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m-1", "usage": usage}
+        body = json.dumps({**answer, "choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_instrumentation_of_openai_records_the_usage_of_models(
+    tracing: Tracing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def ask(ctx: Any) -> None:
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        with openai.OpenAI(api_key="none", base_url=url) as client:
+            for _ in range(2):
+                client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+
+    instrumentor = OpenAIInstrumentor()
+    instrumentor.instrument(tracer_provider=tracing.provider)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeModel) as server, capture_events() as events:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            asyncio.run(Pipeline("p").with_stage("ask", ask).run())
+        finally:
+            instrumentor.uninstrument()
+            server.shutdown()
+    found = attributes_of(events)
+    assert (found["gen_ai.client.count"], found["llm.calls"], found["gen_ai.client.errors"]) == (2, 2, 0)
+    assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (24, 6)
+    assert (found["gen_ai.provider.name"], found["gen_ai.response.model"]) == ("openai", "m-1")
+    (stage,) = events.of_type("stage.wide")
+    assert tracing.parents() == [stage["trace"]["span_id"]] * 2
 
 
 async def test_tokens_of_spans_count_towards_the_budget(tracing: Tracing) -> None:

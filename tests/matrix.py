@@ -176,7 +176,7 @@ def install(python: Interpreter, releases: Releases) -> None:
     run_quietly(python.command(python.path, "-m", "venv", python.inside(venv), cwd=folder))
     pip = (python.inside(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet")
     pinned = ("install", "-c", python.inside(folder / "constraints.txt"))
-    build = ("hatchling", "hatch-fancy-pypi-readme", "setuptools")
+    build = ("hatchling", "hatch-fancy-pypi-readme", "setuptools", "wheel")
     run_quietly(python.command(*pip, *pinned, *build, cwd=tree))
     run_quietly(python.command(*pip, *pinned, "--no-build-isolation", "-e", ".[cli,dev]", cwd=tree))
     stamp.write_text(made_from)

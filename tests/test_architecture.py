@@ -89,7 +89,18 @@ MAY_IMPORT = {
 
 # The layers of the diagram in CONTRIBUTING.md. Other packages are interfaces or belong to the foundation.
 LAYERS = {
-    "values": ("stages", "retry", "results", "_genai", "budget", "_inputs", "_items", "context"),
+    "values": (
+        "stages",
+        "retry",
+        "results",
+        "_genai",
+        "budget",
+        "_inputs",
+        "_items",
+        "_calls",
+        "context",
+        "_activation",
+    ),
     "execution": ("pipeline", "executors"),
     "recording": ("events", "journal", "store", "alerts", "export"),
     "instrumentation": ("observability",),

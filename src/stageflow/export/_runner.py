@@ -445,9 +445,13 @@ class ExportRunner:
         """Return whether the target accepts another event, and then still fails for the first one.
 
         The other event is one that the target accepted before, so that the order is not changed; if there is
-        none, it is the next event. Without another event, an outage cannot be excluded.
+        none, it is the next event, preferably of another run. Without another event, an outage cannot be
+        excluded.
         """
-        other = self._accepted or (parts[1].events[0] if len(parts) > 1 else None)
+        run = parts[0].events[0].run_id
+        following = [event for part in list(parts)[1:] for event in part.events]
+        of_other_runs = (event for event in following if event.run_id is None or event.run_id != run)
+        other = self._accepted or next(of_other_runs, following[0] if following else None)
         if other is None or not isinstance(runner.run(self._attempt(Batch.of([other]), seconds)), Sent):
             return False
         again = runner.run(self._attempt(parts[0], seconds))

@@ -28,6 +28,7 @@ from ._comparison import (
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
+from ._explain._request import ExplainOptions
 from ._explain._run_explanation import (
     Measured,
     RunExplanation,
@@ -71,6 +72,7 @@ __all__ = [
     "Difference",
     "ErrorGroup",
     "EventStore",
+    "ExplainOptions",
     "Explanation",
     "ForgottenArchive",
     "Interruption",

@@ -185,6 +185,9 @@ def test_status_shows_alerts_and_silences_them(tmp_path: Path, opened: Callable[
     with serve(evaluated(tmp_path)) as served:
         page = opened(served, "view=status").page
         expect(page.get_by_role("table", name="Alerts")).to_contain_text("runs fail")
+        incidents = page.get_by_role("table", name="Incidents")
+        expect(incidents).to_contain_text("runs fail")
+        expect(incidents).to_contain_text("firing")
 
 
 # ---------------------------------------------------------------- from an anomaly to its cause

@@ -522,6 +522,45 @@ def test_firing_alert_is_a_finding_and_a_mark(tmp_path: Path) -> None:
         assert not [mark for mark in before if mark["kind"] == "alert"]
 
 
+def test_resolved_incident_is_in_the_status_and_a_mark(tmp_path: Path) -> None:
+    journal = evaluated(tmp_path)
+    (tmp_path / "alerts.toml").write_text(RULES.replace("above = 0.01", "above = 0.99"))
+    command = ["alerts", "run", "--rules", str(tmp_path / "alerts.toml"), "--journal", str(journal)]
+    subprocess.run([sys.executable, "-m", "stageflow", *command], check=True, capture_output=True, timeout=60)
+    with serve(journal) as ui:
+        (incident,) = ui.get("status")["incidents"]
+        assert (incident["rule"], incident["status"]) == ("runs fail", "resolved")
+        shown = ui.get("overview", since="365d")
+        (mark,) = [mark for mark in shown["series"]["marks"] if mark["kind"] == "alert"]
+        assert (mark["at"], mark["until"]) == (incident["began"], incident["ended_at"])
+        assert mark in shown["changes"]
+        assert not [finding for finding in shown["findings"] if finding["view"] == "status"]
+
+
+def test_snapshot_states_whether_a_process_writes(tmp_path: Path) -> None:
+    journal = planted(tmp_path / "journal", 5)
+    writer = f"""
+import sys
+from stageflow import JournalSink
+from stageflow.events import Event
+sink = JournalSink({str(journal)!r})
+sink.deliver(Event(type="app.started", body={{}}))
+print("open", flush=True)
+sys.stdin.read()
+sink.close()
+"""
+    with serve(journal) as ui:
+        assert ui.get("snapshot")["writing"] is False
+        process = subprocess.Popen(
+            [sys.executable, "-c", writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        assert ui.get("snapshot")["writing"] is True
+        process.communicate(timeout=30)
+        assert ui.get("snapshot")["writing"] is False
+
+
 def test_actions_are_not_allowed_by_default(tmp_path: Path) -> None:
     with serve(evaluated(tmp_path)) as ui:
         assert ui.get("snapshot")["actions"] is False

@@ -202,6 +202,28 @@ export type Heatmap = {
   sql: string;
 };
 
+/** One incident in the history of alerts: a period in which an alert fired. */
+export type IncidentRecord = {
+  id: string;
+  rule: string;
+  kind: string;
+  severity: string;
+  pipeline: string | null;
+  stage: string | null;
+  status: "firing" | "removed" | "resolved";
+  began: string;
+  fired_at: string;
+  ended_at: string | null;
+  worst: number | null;
+  worst_at: string;
+  summary: string;
+  threshold: string;
+  subjects: string[];
+  notices: number;
+  silences: Silence[];
+  receivers: Record<string, ReceiverState>;
+};
+
 /** Fields that were not compared, and the reason. */
 export type LeftOut = {
   reason: string;
@@ -224,6 +246,7 @@ export type Location = {
 /** A vertical mark in a chart over time. */
 export type Mark = {
   at: string;
+  until: string | null;
   kind: "alert" | "error" | "version";
   label: string;
   where: string | null;
@@ -260,6 +283,16 @@ export type Problem = {
   status: number;
   hint: string | null;
   reason: "expired" | "internal" | "invalid" | "replaced" | "snapshot" | "store" | "timeout";
+};
+
+/** Counters of the deliveries to one receiver. */
+export type ReceiverState = {
+  sent: number;
+  attempts: number;
+  failures: number;
+  in_doubt: number;
+  given_up: number;
+  last_error: string | null;
 };
 
 /** Everything about one run: `GET /api/run?id=RUN`. */
@@ -355,6 +388,15 @@ export type SeriesGroup = {
   p99_ms: (number | null)[];
 };
 
+/** Temporarily suppresses the notifications of an alert; the rule is still evaluated. */
+export type Silence = {
+  until: string;
+  reason: string;
+  since: string | null;
+  rule: string | null;
+  by: string | null;
+};
+
 /** The body of `POST /api/silence`, which suppresses the notifications of an alert. */
 export type SilenceRequest = {
   rule: string;
@@ -369,6 +411,7 @@ export type SnapshotInfo = {
   source: string;
   runs: number;
   in_progress: number;
+  writing: boolean;
   pipelines: string[];
   first_at: string | null;
   last_at: string | null;
@@ -455,6 +498,7 @@ export type Status = {
   snapshot: number;
   source: string;
   alerts: (Record<string, unknown>)[];
+  incidents: IncidentRecord[];
   alerts_error: string | null;
   writers: WriterStatus[];
   cursors: CursorStatus[];

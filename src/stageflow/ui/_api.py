@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from ..alerts import IncidentRecord
 from ..store import ErrorGroup, Explanation, RunExplanation, Stat
 
 __all__ = [
@@ -50,6 +51,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
         source: The address of the journal or the archive, for display.
         runs: Number of ended runs.
         in_progress: Number of runs in progress.
+        writing: Whether a process has the journal open for writing; it can change without a new snapshot.
         pipelines: Names of the pipelines, most runs first.
         first_at: Start of the oldest run, RFC 3339; None without runs.
         last_at: Start of the newest run, RFC 3339; None without runs.
@@ -65,6 +67,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     source: str
     runs: int
     in_progress: int
+    writing: bool
     pipelines: tuple[str, ...]
     first_at: str | None
     last_at: str | None
@@ -198,12 +201,14 @@ class Mark(Struct, frozen=True, kw_only=True):
 
     Attributes:
         at: RFC 3339.
-        kind: Whether a service version, an error or an alert occurred for the first time.
+        until: The end of the incident of an alert; None while it fires, and for other kinds.
+        kind: A service version or an error that occurred for the first time, or an incident of an alert.
         label: Its text.
         where: The predicate that selects its runs; None for an alert.
     """
 
     at: str
+    until: str | None = None
     kind: Literal["version", "error", "alert"]
     label: str
     where: str | None
@@ -288,7 +293,7 @@ class Overview(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         findings: The findings, worst first; at least one.
         series: The charts.
-        changes: What occurred for the first time, newest first.
+        changes: The marks in the time range, newest first.
         slowest: The five slowest runs.
         failing: The five newest runs that failed.
     """
@@ -630,6 +635,7 @@ class Status(Struct, frozen=True, kw_only=True):
         source: The journal or the archive.
         alerts: The state of each alert rule: its name, the fields of `RuleState`, and `silence`, the silence
             that applies, or None.
+        incidents: The newest incidents of all rules, newest first; at most 50.
         alerts_error: Why the state of the alerts is unavailable; None if it is available.
         writers: The writers.
         cursors: The readers.
@@ -645,6 +651,7 @@ class Status(Struct, frozen=True, kw_only=True):
     snapshot: int
     source: str
     alerts: list[dict[str, Any]]
+    incidents: tuple[IncidentRecord, ...]
     alerts_error: str | None
     writers: tuple[WriterStatus, ...]
     cursors: tuple[CursorStatus, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -53,6 +54,8 @@ from ._status import (
     cursors_of,
     damage_of,
     dropped_of,
+    incidents_of,
+    is_writing,
     silence,
     writers_of,
 )
@@ -65,6 +68,9 @@ log = logging.getLogger("stageflow.ui")
 
 _LIVE_INTERVAL_S = 1.0
 """Seconds between two messages about the runs in progress."""
+
+_WRITING_INTERVAL_S = 5.0
+"""Seconds between two checks whether a process has the journal open for writing."""
 
 _PING_S = 15
 
@@ -116,6 +122,7 @@ class WebUI:
         self._streams: set[EventStream] = set()
         self._infos: dict[int, SnapshotInfo] = {}
         self._live, self._live_seen = b"", b""
+        self._writing: bool | None = None
         self._app: ASGIApp = Starlette(
             routes=[
                 Route("/api/snapshot", self._endpoint("snapshot", self._snapshot)),
@@ -167,6 +174,7 @@ class WebUI:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._snapshots.keep_current())
                 tasks.create_task(self._send_live_runs())
+                tasks.create_task(self._send_writing())
         except asyncio.CancelledError:
             # The event loop ends; a thread with a long query would keep the process alive.
             self._loop = None
@@ -207,6 +215,8 @@ class WebUI:
     async def _answer(self, request: Request, name: str, answer: Answer, question: Question) -> bytes:
         number = _snapshot_number(request)
         key = _key(name, question)
+        if name == "snapshot":  # whether a process writes changes without a new snapshot
+            key += f" {await asyncio.to_thread(is_writing, self._journal)}"
         if name == "overview" and self._journal is not None:  # alerts change without a new snapshot
             key += f" {await asyncio.to_thread(alerts_version, self._journal)}"
         while True:
@@ -235,11 +245,13 @@ class WebUI:
 
     def _overview(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
         alerts, _ = alerts_of(self._journal)
-        return overview(store, question, snapshot.number, alerts)
+        incidents = incidents_of(self._journal, since=question.since)
+        return overview(store, question, snapshot.number, alerts, incidents)
 
     def _snapshot(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> SnapshotInfo:
+        writing = is_writing(self._journal)
         if (known := self._infos.get(snapshot.number)) is not None:
-            return known
+            return structs.replace(known, writing=writing)
         query = """select count(*), min(started_at), max(started_at) from runs"""
         names = """select pipeline_name from runs where pipeline_name is not null
             group by 1 order by count(*) desc, 1 limit 200"""
@@ -253,6 +265,7 @@ class WebUI:
             source=self._source(store),
             runs=int(runs),
             in_progress=self._count_in_progress(),
+            writing=writing,
             pipelines=tuple(name for (name,) in pipelines),
             first_at=first.isoformat().replace("+00:00", "Z") if first is not None else None,
             last_at=last.isoformat().replace("+00:00", "Z") if last is not None else None,
@@ -307,6 +320,7 @@ class WebUI:
                 snapshot=snapshot.number,
                 source=self._source(store),
                 alerts=alerts,
+                incidents=incidents_of(self._journal),
                 alerts_error=alerts_error,
                 writers=writers,
                 cursors=cursors,
@@ -381,12 +395,20 @@ class WebUI:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _announce(self, snapshot: Snapshot) -> None:
-        info = await asyncio.to_thread(self._read_info, snapshot)
-        self._send("snapshot", info)
+        self._writing = await asyncio.to_thread(is_writing, self._journal)
+        self._send("snapshot", await asyncio.to_thread(self._read_info, snapshot))
 
     def _send(self, kind: str, data: bytes) -> None:
         for stream in self._streams:
             stream.send(kind, data)
+
+    async def _send_writing(self) -> None:
+        """Send the information about the snapshot again when the first process starts or the last ends."""
+        while True:
+            await asyncio.sleep(_WRITING_INTERVAL_S)
+            if self._streams and await asyncio.to_thread(is_writing, self._journal) != self._writing:
+                with contextlib.suppress(StageflowError, OSError):  # the next snapshot is being built
+                    await self._announce(await self._snapshots.get())
 
     async def _send_live_runs(self) -> None:
         """Send the runs in progress to the event streams whenever they change."""

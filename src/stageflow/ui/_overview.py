@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
 
 from .._quantities import duration, percent
 from .._time import epoch_us, rfc3339
+from ..alerts import IncidentRecord
 from ..store import Explanation, PinnedStore, count_if, percentiles, ranked
 from ._api import Finding, Mark, Overview, RunRow, Series
 from ._question import Question
@@ -55,7 +58,11 @@ class _Rates(Struct, frozen=True):
 
 
 def overview(
-    store: PinnedStore, question: Question, snapshot: int, alerts: list[dict[str, object]]
+    store: PinnedStore,
+    question: Question,
+    snapshot: int,
+    alerts: list[dict[str, object]],
+    incidents: Sequence[IncidentRecord],
 ) -> Overview:
     """Return the landing page; see `Overview`.
 
@@ -65,12 +72,13 @@ def overview(
             in common, which takes longer.
         snapshot: Number of the snapshot.
         alerts: The states of the alert rules.
+        incidents: The incidents that had not ended when the time range started.
 
     Raises:
         QueryError: The predicate is invalid.
     """
     charts = series(store, structs.replace(question, over="runs", by=None, previous=True), snapshot)
-    marks = sorted((*charts.marks, *_alert_marks(alerts, charts)), key=lambda mark: mark.at)
+    marks = sorted((*charts.marks, *_alert_marks(incidents, charts)), key=lambda mark: mark.at)
     charts = structs.replace(charts, marks=tuple(marks))
     middle = rfc3339(epoch_us(charts.since) + int(charts.step_s * charts.steps * 1e6) * 3 // 4)
 
@@ -95,7 +103,7 @@ def overview(
         snapshot=snapshot,
         findings=tuple(findings) or (_all_well(earlier, recent),),
         series=charts,
-        changes=tuple(reversed(charts.marks)),
+        changes=tuple(mark for mark in reversed(charts.marks) if mark.at >= charts.since),
         slowest=tuple(slowest),
         failing=tuple(failing),
     )
@@ -119,15 +127,21 @@ def _runs(cursor: DuckDBPyConnection, question: Question, condition: str, order:
     return [run_row(row) for row in found]
 
 
-def _alert_marks(alerts: list[dict[str, object]], charts: Series) -> list[Mark]:
-    """Return when the firing alerts began, if that is in the time range of the charts."""
+def _alert_marks(incidents: Sequence[IncidentRecord], charts: Series) -> list[Mark]:
+    """Return the incidents in the time range of the charts."""
     since_us = epoch_us(charts.since)
     until_us = since_us + int(charts.step_s * charts.steps * 1e6)
-    return [
-        Mark(at=str(alert["began"]), kind="alert", label=str(alert["name"]), where=None)
-        for alert in alerts
-        if alert.get("status") == "firing" and since_us <= epoch_us(str(alert["began"])) < until_us
-    ]
+    found = []
+    for incident in incidents:
+        at = _rfc3339(incident.began)
+        until = _rfc3339(incident.ended_at) if incident.ended_at is not None else None
+        if epoch_us(at) < until_us and (until is None or epoch_us(until) >= since_us):
+            found.append(Mark(at=at, until=until, kind="alert", label=incident.rule, where=None))
+    return found
+
+
+def _rfc3339(time: datetime) -> str:
+    return rfc3339(round(time.timestamp() * 1e6))
 
 
 def _alert_findings(alerts: list[dict[str, object]]) -> list[Finding]:

@@ -194,7 +194,7 @@ export function Heatmap({
           if (!(share >= 0 && share <= 1)) return null;
           return (
             <div
-              key={mark.kind + mark.label}
+              key={mark.kind + mark.label + mark.at}
               class={`vmark ${mark.kind}`}
               style={{ left: `${share * 100}%` }}
               title={`${mark.kind}: ${mark.label}, first at ${shortTime(mark.at, "second")}`}

@@ -81,7 +81,7 @@ export function Overview(): JSX.Element {
             changes.length ? (
               <ol class="changes">
                 {changes.slice(0, 12).map((change) => (
-                  <li key={change.kind + change.label}>
+                  <li key={change.kind + change.label + change.at}>
                     <ChangeLine change={change} />
                   </li>
                 ))}
@@ -232,7 +232,12 @@ function ChangeLine({ change }: { change: Mark }): JSX.Element {
         </Link>
       ) : (
         <Link to={viewAddress("status")}>
-          <bdi>{change.label}</bdi>
+          <bdi>{change.label}</bdi>{" "}
+          <span class="muted nowrap">
+            {change.until
+              ? `resolved after ${duration(Date.parse(change.until) - Date.parse(change.at))}`
+              : "firing"}
+          </span>
         </Link>
       )}
     </>
@@ -263,7 +268,10 @@ function markdown(state: Parameters, data: Data): string {
     data.changes.length > 0 &&
       `## What changed\n\n${data.changes
         .slice(0, 12)
-        .map((each) => `- ${time(each.at)} ${KINDS[each.kind]}: ${each.label}`)
+        .map(
+          (each) =>
+            `- ${time(each.at)}${each.until ? ` to ${time(each.until)}` : ""} ${KINDS[each.kind]}: ${each.label}`,
+        )
         .join("\n")}`,
     data.failing.length > 0 &&
       `## Newest failures\n\n${table(

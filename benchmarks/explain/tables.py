@@ -183,6 +183,7 @@ def connect(runs: Runs, failed: Mask, dice: np.random.Generator) -> duckdb.DuckD
         dice: The source of random numbers.
     """
     connection = duckdb.connect()
+    connection.execute("SET preserve_insertion_order = false")  # as a store does
     connection.execute("SET TimeZone = 'UTC'")
     first_failed = dice.integers(0, len(_STAGES), runs.count)
     numbers = {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ._categories import Named, single_value
 from ._comparing import FieldValues, find_in
+from ._fields import Condition
 from ._finding import Finding, Tested
 from ._orders import find_orders
 from ._sample import Cohorts, Floats, Mask
@@ -429,7 +430,7 @@ def _combination(parts: Sequence[Finding], cohorts: Cohorts, p: float) -> Findin
         shape="combination",
         text=" and ".join(part.text for part in parts),
         value=[part.value for part in parts],
-        condition=" AND ".join(part.condition for part in parts),
+        condition=Condition(" AND ".join(part.condition.sql for part in parts)),
         mask=mask,
         counts=counts,
         totals=totals,

@@ -51,8 +51,9 @@ def document_fields(
     """
     left_out: dict[str, list[str]] = {}
     found = connection.execute(
-        f"SELECT DISTINCT CAST(json_extract(rest, '$.attributes') AS VARCHAR) FROM {table} "
-        f"WHERE json_valid(rest) AND json_type(rest, '$.attributes') = 'OBJECT' LIMIT {_MAX_DOCUMENTS + 1}"
+        f"SELECT DISTINCT CAST(json_extract(rest, '$.attributes') AS VARCHAR) AS document FROM {table} "
+        f"WHERE json_valid(rest) AND json_type(rest, '$.attributes') = 'OBJECT' "
+        f"ORDER BY hash(document), document LIMIT {_MAX_DOCUMENTS + 1}"
     ).fetchall()
     if len(found) > _MAX_DOCUMENTS:
         left_out["attributes that only rare documents contain"] = ["rest"]

@@ -75,8 +75,8 @@ class Difference(Struct, frozen=True, kw_only=True):
         excess: The number of selected rows beyond those expected at `other_rate`.
         excess_low: Lower limit of the 95% confidence interval of `excess`.
         excess_high: Its upper limit.
-        p50_ms: Median duration in milliseconds of all rows with the condition; None if the selection does
-            not depend on durations.
+        p50_ms: Median duration in milliseconds of all rows with the condition, to three significant digits;
+            None if the selection does not depend on durations.
         other_p50_ms: The same for all other rows.
         lift: The share in the selection divided by the share in the rest; None if no row of the rest matches.
         deviance: The deviance (G²) that the condition explains in addition to the differences above it.

@@ -31,7 +31,9 @@ __all__ = [
     "RESULTS",
     "STAGE_FIELDS",
     "SUBORDINATE",
+    "UNREAD",
     "Column",
+    "Condition",
     "Field",
     "attribute_role",
     "is_time_name",
@@ -79,6 +81,9 @@ def attribute_role(name: str) -> Role | None:
 
 DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.json_type == "JSON") | {"rest"}
 """JSON documents. The attributes in `rest` are compared by their leaves."""
+
+UNREAD = DOCUMENTS - {"rest"}
+"""JSON documents that are not compared, so that they are read only if a predicate refers to them."""
 
 IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}
 """Ids of a single run or attempt, and fields that describe how it was stored."""
@@ -147,6 +152,28 @@ class Column(Struct, frozen=True):
         """Whether the column contains numbers that have an order."""
         number = self.type in _NUMBERS or (self.type.startswith("DECIMAL") and not self.type.endswith("]"))
         return number and self.name not in _NUMERIC_IDS
+
+
+class Condition(Struct, frozen=True):
+    """A condition on the rows that are compared, on their stages or on their run.
+
+    Attributes:
+        predicate: A predicate over a row of `view`.
+        view: The view whose rows have the field: "stages" or "runs"; None for the view that is compared.
+        negated: With a view: whether the condition is that no row of the run matches.
+    """
+
+    predicate: str
+    view: Literal["stages", "runs"] | None = None
+    negated: bool = False
+
+    @property
+    def sql(self) -> str:
+        """The condition as a predicate over the compared view."""
+        if self.view is None:
+            return self.predicate
+        operator = "NOT IN" if self.negated else "IN"
+        return f"pipeline_run_id {operator} (SELECT pipeline_run_id FROM {self.view} WHERE {self.predicate})"
 
 
 class Field(Struct, frozen=True, kw_only=True):
@@ -236,30 +263,27 @@ class Field(Struct, frozen=True, kw_only=True):
         """The SQL expression that is null if the field has no value."""
         return self.number or self.order if self.is_time else self.text or self.order
 
-    def predicate(self, condition: str) -> str:
-        """Return a predicate over the compared view from a predicate over the row that has the field."""
-        if self.view is None:
-            return condition
-        return f"pipeline_run_id IN ({self._run_ids(condition)})"
+    def condition(self, predicate: str) -> Condition:
+        """Return the condition that the row that has the field matches a predicate."""
+        return Condition(self._of_stage(predicate), self.view)
 
     @property
-    def is_missing(self) -> str:
-        """A predicate for the rows without a value, including those without the stage."""
+    def is_missing(self) -> Condition:
+        """The condition for the rows without a value, including those without the stage."""
         if self.view is None:
-            return f"{self.value} IS NULL"
+            return Condition(f"{self.value} IS NULL")
         present = f"pipeline_run_id IS NOT NULL AND {self.value} IS NOT NULL"
-        return f"pipeline_run_id NOT IN ({self._run_ids(present)})"
+        return Condition(self._of_stage(present), self.view, negated=True)
 
     @property
-    def has_value(self) -> str:
-        """A predicate for the rows with a value."""
-        return self.predicate(f"{self.value} IS NOT NULL")
+    def has_value(self) -> Condition:
+        """The condition for the rows with a value."""
+        return self.condition(f"{self.value} IS NOT NULL")
 
-    def _run_ids(self, condition: str) -> str:
-        of_stage = (
-            f"stage_name = {literal(self.stage)} AND status <> 'RETRY' AND " if self.view == "stages" else ""
-        )
-        return f"SELECT pipeline_run_id FROM {self.view} WHERE {of_stage}{condition}"
+    def _of_stage(self, predicate: str) -> str:
+        if self.view != "stages":
+            return predicate
+        return f"stage_name = {literal(self.stage)} AND status <> 'RETRY' AND {predicate}"
 
 
 def quoted(name: str) -> str:

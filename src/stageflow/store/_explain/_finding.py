@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._explanation import Shape
-from ._fields import Field
+from ._fields import Condition, Field
 from ._sample import Mask
 from ._values import Counts
 
@@ -22,7 +22,7 @@ class Finding:
         shape: The kind of condition.
         text: The condition as text, with the name of the field.
         value: The value, the values, or the limits.
-        condition: The condition as a predicate over the compared view.
+        condition: The condition.
         mask: The sampled rows that meet the condition.
         counts: The counts of the rows that meet the condition, for one condition.
         totals: The counts of all rows.
@@ -36,7 +36,7 @@ class Finding:
     shape: Shape
     text: str
     value: Any
-    condition: str
+    condition: Condition
     mask: Mask
     counts: Counts
     totals: Counts

@@ -22,6 +22,7 @@ from ._fields import (
     PROCESS_FIELDS,
     RESULTS,
     SUBORDINATE,
+    UNREAD,
     Column,
     Field,
     attribute_role,
@@ -30,13 +31,14 @@ from ._fields import (
 )
 from ._finding import Finding, Tested
 from ._locations import find_locations
+from ._measure import measure
 from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
 from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
 from ._sample import Question, Sample, sample_rows
 from ._summary import onset_of, summarize
-from ._totals import count_totals, measure
+from ._totals import RowCounts, Totals, count_rows, count_totals
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -88,10 +90,12 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
         check_binds(connection, request.over, request.within)
     request = structs.replace(request, where=where, against=against)
     try:
-        question, cluster = _question(connection, request, columns)
-        with sample_rows(connection, question, columns) as sample:
+        question, cluster, counted = _question(connection, request, columns)
+        copied = [column for column in columns if column.name not in UNREAD - referenced]
+        with sample_rows(connection, question, copied, (counted.selection, counted.rest)) as sample:
+            totals = count_totals(connection, sample, counted.users)
             investigation = _Investigation(
-                connection, request, columns, sample, frozenset(referenced), cluster
+                connection, request, columns, sample, totals, frozenset(referenced), cluster
             )
             return investigation.explanation()
     except PREDICATE_ERRORS as error:
@@ -104,8 +108,8 @@ def _is_true(predicate: str) -> str:
 
 def _question(
     connection: DuckDBPyConnection, request: Request, columns: Sequence[Column]
-) -> tuple[Question, str | None]:
-    """Return the predicates of the comparison, and the field whose values are the clusters."""
+) -> tuple[Question, str | None, RowCounts]:
+    """Return the predicates of the comparison, the field whose values are the clusters, and the counts."""
     names = {column.name for column in columns}
     selected = _is_true(request.where or "TRUE")
     eligible = "TRUE" if request.against is None else _is_true(request.against)
@@ -120,6 +124,8 @@ def _question(
     run = next((name for name in ("pipeline_run_id", "event_id") if name in names), None)
     single = f"CAST({quoted(run)} AS VARCHAR)" if run is not None else "CAST(row_number() OVER () AS VARCHAR)"
     question = Question(request.over, selected, eligible, weight, single)
+    possible = [name for name in ("session_id", "root_run_id", "user_id") if name in names]
+    counted = count_rows(connection, question, names, possible)
     cluster = request.cluster
     if cluster is not None:
         if cluster not in names:
@@ -129,14 +135,7 @@ def _question(
                 hint=FIELDS_HINT,
             )
     else:
-        possible = [name for name in ("session_id", "root_run_id", "user_id") if name in names]
-        cluster = None
-        if possible:
-            (counts,) = connection.execute(
-                f"SELECT {', '.join(f'count({name})' for name in possible)} "
-                f"FROM ({question.rows(', '.join(possible))})"
-            ).fetchall()
-            cluster = next((name for name, count in zip(possible, counts, strict=True) if count), None)
+        cluster = next((name for name in possible if counted.present[name]), None)
     if cluster is not None:
         parts = [f"CAST({quoted(cluster)} AS VARCHAR)"]
         if cluster == "session_id" and "root_run_id" in names:
@@ -144,7 +143,7 @@ def _question(
         question = replace(question, cluster=f"coalesce({', '.join((*parts, single))})")
     elif request.over == "stages":
         cluster = run
-    return question, cluster
+    return question, cluster, counted
 
 
 class _Investigation:
@@ -154,6 +153,7 @@ class _Investigation:
         request: Request,
         columns: Sequence[Column],
         sample: Sample,
+        totals: Totals,
         referenced: frozenset[str],
         cluster: str | None,
     ) -> None:
@@ -167,7 +167,7 @@ class _Investigation:
         self._values: dict[str, FieldValues] = {}
         self._left_out: dict[str, list[str]] = {}
         self._tested: dict[str, Tested] = {}
-        self._totals = count_totals(connection, sample, self._columns)
+        self._totals = totals
 
     def explanation(self) -> Explanation:
         selection, rest = self._sample.totals
@@ -320,8 +320,7 @@ class _Investigation:
             self._columns,
             self._totals,
             [one.finding for one in (*causes, *effects)],
-            # The median of weighted rows would need all of them in order.
-            durations=self._kind_of_selection().startswith("slow") and not self._sample.cohorts.is_weighted,
+            durations=self._kind_of_selection().startswith("slow"),
         )
         return self._confirmed(causes, measured[: len(causes)]), self._confirmed(
             effects, measured[len(causes) :]
@@ -341,7 +340,7 @@ class _Investigation:
                     deviance=one.deviance,
                     q_value=one.q,
                     run_ids=self._sample.run_ids(one.finding.mask),
-                    sql=self._sql(one.finding.condition),
+                    sql=self._sql(one.finding.condition.sql),
                     synonyms=tuple(synonym.text for synonym in one.synonyms),
                     verdict=one.verdict,
                     relates_to=one.relates_to.text if one.relates_to is not None else None,

@@ -114,7 +114,7 @@ def _of_time(connection: DuckDBPyConnection, sample: Sample) -> tuple[Location, 
     for stage in dict.fromkeys(stage for stage, _ in sums):
         here, others = sums.get((stage, True), nothing), sums.get((stage, False), nothing)
         for n, what in enumerate(kinds):
-            ms, other_ms = here[n + 2] / totals[0], others[n + 2] / totals[1]
+            ms, other_ms = round(here[n + 2] / totals[0], 3), round(others[n + 2] / totals[1], 3)
             excesses.append((ms - other_ms, stage, what, ms, other_ms))
     excesses.sort(key=lambda one: (-one[0], one[1]))
     total = sum(excess for excess, *_ in excesses if excess > 0)

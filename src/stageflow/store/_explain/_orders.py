@@ -263,7 +263,7 @@ def _finding(
         shape=shape,
         text=f"{field.name} {text}",
         value=limits if shape == "interval" else limits[0] if limits[0] is not None else limits[1],
-        condition=field.predicate(condition),
+        condition=field.condition(condition),
         mask=mask,
         counts=counts_of_masks([mask], cohorts),
         totals=counts_of_masks([np.ones(len(mask), bool)], cohorts),

@@ -15,10 +15,10 @@ from .._columns import ATTRIBUTE
 from ._comparing import FieldValues
 from ._documents import document_fields
 from ._fields import (
-    DOCUMENTS,
     IDS,
     RESULTS,
     STAGE_FIELDS,
+    UNREAD,
     Column,
     Field,
     quoted,
@@ -124,7 +124,7 @@ class Fields:
         self.leave_out("each row is compared with those with the same value", [per] if per else ())
         self.leave_out("used to define the selection", (n for n in names if n in defining and n != per))
         self.leave_out("unique ids", (n for n in names if n in IDS - defining))
-        documents = (n for n in names if n in DOCUMENTS - defining - {"rest"})
+        documents = (n for n in names if n in UNREAD - defining)
         self.leave_out("JSON documents of results", documents)
         if "started_at" in self._columns:
             derived = {"day", "ended_at"} - defining

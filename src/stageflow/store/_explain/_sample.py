@@ -24,6 +24,8 @@ __all__ = ["Cohorts", "Floats", "Mask", "Question", "Sample", "sample_rows"]
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Values = tuple[NDArray[np.uint64] | None, Floats | None]
+"""The hashes of the values of a field, and the values as numbers; None if the field has none."""
 
 _MAX_ROWS = 25_000
 """Per cohort. A share of 1% is then known to a tenth of it."""
@@ -130,11 +132,16 @@ class Question:
     weight: str
     cluster: str
 
-    def rows(self, columns: str) -> str:
-        """Return a query for the rows to compare, with `selected`, `weight` and `cluster`."""
+    def rows(self, columns: str, joined: str = "") -> str:
+        """Return a query for the rows to compare, with `selected`, `weight` and `cluster`.
+
+        Args:
+            columns: Expressions of further columns.
+            joined: A join with the view, for these expressions.
+        """
         return (
             f'SELECT * FROM (SELECT {self.selected} AS "#selected", {self.eligible} AS "#eligible", '
-            f'{self.weight} AS "#weight", {self.cluster} AS "#cluster", {columns} FROM {self.view}) '
+            f'{self.weight} AS "#weight", {self.cluster} AS "#cluster", {columns} FROM {self.view}{joined}) '
             f'WHERE "#selected" OR "#eligible"'
         )
 
@@ -183,11 +190,23 @@ class Sample:
         self._newest_first = np.argsort(-self.starts, kind="stable")
         self.skipped_stages: tuple[str, ...] = ()
 
-    def values(
-        self, fields: Sequence[Field], table: str | None = None, order: str = ' ORDER BY "#"'
-    ) -> list[tuple[NDArray[np.uint64] | None, Floats | None]]:
-        """Return for each field the hashes of its values (0 if missing), and its values as numbers."""
-        expressions = []
+    def values(self, fields: Sequence[Field], table: str | None = None) -> list[Values]:
+        """Return for each field the hashes of its values (0 if missing), and its values as numbers.
+
+        Args:
+            fields: The fields.
+            table: The table, or a query in parentheses, with the fields and `#`; default the sample.
+        """
+        return self._values(fields, f'{table or self.table} ORDER BY "#"')[0]
+
+    def _values(
+        self, fields: Sequence[Field], source: str, *others: str
+    ) -> tuple[list[Values], list[NDArray[Any]]]:
+        """Return the values of fields, and of other expressions, all from one query.
+
+        DuckDB returns the rows of two queries in different orders.
+        """
+        expressions = [f"{other} AS o{n}" for n, other in enumerate(others)]
         for n, field in enumerate(fields):
             if field.text is not None:
                 # The hash of some values (false, 0) is 0, which represents a missing value.
@@ -197,15 +216,15 @@ class Sample:
             if field.number is not None:
                 expressions.append(f"{field.number} AS n{n}")
         if not expressions:
-            return []
-        fetched = self._fetch(f"SELECT {', '.join(expressions)} FROM {table or self.table}{order}")
+            return [], []
+        fetched = self._fetch(f"SELECT {', '.join(expressions)} FROM {source}")
         return [
             (
                 fetched[f"t{n}"].astype(np.uint64, copy=False) if field.text is not None else None,
                 _numbers(fetched[f"n{n}"]) if field.number is not None else None,
             )
             for n, field in enumerate(fields)
-        ]
+        ], [fetched[f"o{n}"] for n in range(len(others))]
 
     def join_stages(self, columns: Sequence[Column]) -> list[str]:
         """Copy the stages of the sampled runs, and return the names of the stages to compare."""
@@ -229,19 +248,17 @@ class Sample:
 
     def stage_values(
         self, stages: Sequence[str], fields: Sequence[Field]
-    ) -> Iterator[tuple[str, list[tuple[NDArray[np.uint64] | None, Floats | None]]]]:
+    ) -> Iterator[tuple[str, list[Values]]]:
         """Yield each stage with the values of these fields in each run, as `values` does."""
         table = f"{self.table}_stages"
-        fetched = self._fetch(f'SELECT "#" AS row, hash("#stage") AS stage FROM {table}')
-        rows = fetched["row"]
-        by_stage = self.values(fields, table, "")
+        by_stage, (rows, names) = self._values(fields, table, '"#"', 'hash("#stage")')
         hashes_of = dict(
             self._connection.execute(f'SELECT DISTINCT "#stage", hash("#stage") FROM {table}').fetchall()
         )
         size = len(self.cohorts.selected)
         for stage in stages:
-            here = np.flatnonzero(fetched["stage"] == np.uint64(hashes_of[stage]))
-            of_stage: list[tuple[NDArray[np.uint64] | None, Floats | None]] = []
+            here = np.flatnonzero(names == np.uint64(hashes_of[stage]))
+            of_stage: list[Values] = []
             for hashes, numbers in by_stage:
                 spread_hashes, spread_numbers = None, None
                 if hashes is not None:
@@ -277,28 +294,29 @@ class Sample:
 
 @contextmanager
 def sample_rows(
-    connection: DuckDBPyConnection, question: Question, columns: Sequence[Column]
+    connection: DuckDBPyConnection, question: Question, columns: Sequence[Column], totals: tuple[Part, Part]
 ) -> Generator[Sample]:
     """Copy the rows to compare, and drop the copy when the block ends.
 
-    A hash of the row ids selects the sample, so that the same call returns the same result.
+    A hash of the row ids selects and orders the sample, so that the same call returns the same result.
+
+    Args:
+        connection: The connection.
+        question: The rows.
+        columns: The columns to copy.
+        totals: The selection and the rest.
     """
     names = {column.name for column in columns}
     key = next((name for name in _ROW_IDS if name in names), None)
     hashed = f"hash({key})" if key else f"hash({question.view})"
-    ((rows, count, rest_rows, rest_count),) = connection.execute(
-        f'SELECT count(*) FILTER ("#selected"), coalesce(sum("#weight") FILTER ("#selected"), 0), '
-        f'count(*) FILTER (NOT "#selected"), coalesce(sum("#weight") FILTER (NOT "#selected"), 0) '
-        f"FROM ({question.rows('1')})"
-    ).fetchall()
-    totals = (Part(rows, count, 1.0 if rows else 0.0), Part(rest_rows, rest_count, 1.0 if rest_rows else 0.0))
     upper, rest_upper = (min(2**64 - 1, int(2**64 * _MAX_ROWS / max(1, part.rows))) for part in totals)
     copied = ", ".join(quoted(column.name) for column in columns)
     table = f"stageflow_explain_{uuid4().hex}"
     try:
         connection.execute(
             f"CREATE TEMP TABLE {table} AS "
-            f'SELECT row_number() OVER () - 1 AS "#", "#selected", "#weight", "#cluster", {copied} '
+            f'SELECT row_number() OVER (ORDER BY {_HASH}) - 1 AS "#", '
+            f'"#selected", "#weight", "#cluster", {copied} '
             f"FROM ({question.rows(hashed + ' AS ' + _HASH + ', ' + copied)}) "
             f'WHERE {_HASH} <= CASE WHEN "#selected" THEN {upper}::UBIGINT ELSE {rest_upper}::UBIGINT END'
         )

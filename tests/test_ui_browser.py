@@ -330,7 +330,7 @@ def test_findings_without_causes_are_provisional_and_nothing_moves_when_the_caus
 ) -> None:
     page = opened(ui, "view=explore").page
     held: list[Route] = []
-    page.route("**/api/overview?*explain=1*", lambda route: held.append(route))
+    page.route("**/api/causes*", lambda route: held.append(route))
     page.get_by_role("link", name="Overview").click()
     findings = page.get_by_role("region", name="Findings")
     expect(findings).to_contain_text("Searching for causes")

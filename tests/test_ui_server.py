@@ -26,7 +26,8 @@ ENDLESS = "select sum(a.range * b.range) from range(1000000) a, range(1000000) b
 
 QUESTIONS: dict[str, tuple[dict[str, str], Any]] = {
     "snapshot": ({}, _api.SnapshotInfo),
-    "overview": ({"explain": "1"}, _api.Overview),
+    "overview": ({}, _api.Overview),
+    "causes": ({}, _api.Causes),
     "runs": ({"count": "1", "where": "failed"}, _api.Runs),
     "live": ({}, _api.Runs),
     "run": ({"id": "last", "explain": "1"}, _api.RunDetails),
@@ -280,7 +281,7 @@ def test_condition_of_each_error_selects_its_runs(ui: Served) -> None:
 
 
 def test_overview_names_the_cause(ui: Served) -> None:
-    first = ui.get("overview", explain="1")["findings"][0]
+    first = ui.get("causes")["findings"][0]
     assert first["level"] == "bad"
     assert "m-large" in first["text"]
     assert ui.get("runs", where=first["where"], count="1")["total"] > 10
@@ -460,7 +461,7 @@ def test_journal_without_runs_is_shown(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     with serve(tmp_path / "journal") as ui:
         assert ui.get("runs")["rows"] == []
-        assert ui.get("overview", explain="1")["findings"][0]["level"] == "ok"
+        assert ui.get("causes")["findings"][0]["level"] == "ok"
         assert ui.get("heatmap")["cells"] == []
         assert ui.get("facets")["fields"] == []
         assert ui.get("series")["groups"][0]["count"]

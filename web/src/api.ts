@@ -9,6 +9,12 @@ export type Bin = {
   rest: number;
 };
 
+/** What the runs of the findings have in common, which takes longer: `GET /api/causes`. */
+export type Causes = {
+  snapshot: number;
+  findings: Finding[];
+};
+
 /** A cell of a heatmap that is not empty; a JSON array. */
 export type Cell = [number, number, number, number, number];
 
@@ -266,8 +272,8 @@ export type Overview = {
   findings: Finding[];
   series: Series;
   changes: Mark[];
-  slowest: RunRow[];
-  failing: RunRow[];
+  slowest: RunSummary[];
+  failing: RunSummary[];
 };
 
 /** The rows of the selection, or of the rest, that match a condition. */
@@ -324,7 +330,7 @@ export type RunExplanation = {
 };
 
 /** A run in a list. */
-export type RunRow = {
+export type RunSummary = {
   run_id: string;
   pipeline: string;
   status: string;
@@ -347,7 +353,7 @@ export type RunRow = {
 /** A page of runs: `GET /api/runs?limit=200&before=CURSOR`. */
 export type Runs = {
   snapshot: number;
-  rows: RunRow[];
+  rows: RunSummary[];
   next: string | null;
   total: number | null;
   sql: string;

@@ -46,6 +46,18 @@ from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
+from ._overview import (
+    SUMMARY_COLUMNS as SUMMARY_COLUMNS,
+    FirstSighting,
+    Overview,
+    OverviewFinding,
+    PipelineSummary,
+    RunSummary,
+    VersionSummary,
+    first_sightings as first_sightings,
+    run_summary as run_summary,
+    time_range as time_range,
+)
 from ._pinned import PinnedStore
 from ._queries import Rows
 from ._query_process import query_in_subprocess
@@ -74,6 +86,7 @@ __all__ = [
     "EventStore",
     "ExplainOptions",
     "Explanation",
+    "FirstSighting",
     "ForgottenArchive",
     "Interruption",
     "LeftOut",
@@ -81,11 +94,15 @@ __all__ = [
     "LostFile",
     "Measured",
     "MovedArchive",
+    "Overview",
+    "OverviewFinding",
     "Part",
     "PinnedStore",
+    "PipelineSummary",
     "RepairedArchive",
     "Rows",
     "RunExplanation",
+    "RunSummary",
     "SameError",
     "SampleRule",
     "SamplingResult",
@@ -97,6 +114,7 @@ __all__ = [
     "TailSampler",
     "Total",
     "UnusualValue",
+    "VersionSummary",
     "Volume",
     "check_archive",
     "explain",

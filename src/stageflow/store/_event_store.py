@@ -36,6 +36,7 @@ from ._explain._request import ExplainOptions, Request, check_share, request_of,
 from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
 from ._merge import NO_KINDS
+from ._overview import Overview, OverviewFinding, find, look
 from ._queries import Queries, Rows, load_run
 from ._result_list import ResultList
 from ._rows import events_of
@@ -330,6 +331,47 @@ class EventStore:
             pipelines |= {str(run.get("pipeline_name")) for run in in_progress}
             stages |= {stage["stage_name"] for run in in_progress for stage in run["stage_summaries"]}
         return Names(frozenset(pipelines), frozenset(stages))
+
+    # ------------------------------------------------------------ overview
+
+    def overview(
+        self,
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        explain: bool = False,
+        details: bool = True,
+    ) -> Overview:
+        """Return what is unusual and what is new in a time range, with the pipelines and their statistics.
+
+        Args:
+            filter: The runs to include, for example those of the last 24 hours; default all.
+            where: SQL predicate over the columns of `runs`, in addition to the filter.
+            explain: Whether the findings state what the affected runs have in common, which takes longer.
+            details: Whether to include the pipelines and the versions; default True.
+
+        Raises:
+            QueryError: The predicate is invalid.
+
+        Example:
+            print([finding.text for finding in store.overview().findings])
+        """
+        return look(self, self._queries, filter or RunFilter(), where, explain=explain, details=details)
+
+    def findings(
+        self, filter: RunFilter | None = None, *, where: str | None = None, explain: bool = False
+    ) -> tuple[OverviewFinding, ...]:
+        """Return only the findings of the overview.
+
+        Args:
+            filter: See `overview`.
+            where: See `overview`.
+            explain: See `overview`.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        return find(self, self._queries, filter or RunFilter(), where, explain=explain)
 
     # ------------------------------------------------------------ statistics
 
@@ -651,13 +693,13 @@ class EventStore:
             scope=_scope(None if request.changed else filter),
         )
 
-    def explain_run(self, run_id: str = "last", filter: RunFilter | None = None) -> RunExplanation:
+    def explain_run(self, run: str | RunRecord = "last", filter: RunFilter | None = None) -> RunExplanation:
         """Return how one run differs from its peers: runs of the same pipeline that ended OK.
 
         The peers are the newest 25,000. The run itself can have any outcome, and need not have ended.
 
         Args:
-            run_id: See `run`.
+            run: The run, or its id; see `run`.
             filter: Restricts the peers, and the failures that are counted; default None.
 
         Raises:
@@ -666,9 +708,10 @@ class EventStore:
         Example:
             print(store.explain_run("last").summary)
         """
-        record, within = self.run(run_id), restriction("runs", filter)
+        record = self.run(run) if isinstance(run, str) else run
+        within = restriction("runs", filter)
         return self._queries.run(
-            lambda cursor: compare_run(cursor, record, within), f"run {run_id}", scope=_scope(filter)
+            lambda cursor: compare_run(cursor, record, within), "explain_run", scope=_scope(filter)
         )
 
     # ------------------------------------------------------------ closing

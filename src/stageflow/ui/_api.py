@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from ..alerts import IncidentRecord
-from ..store import ErrorGroup, Explanation, RunExplanation, Stat
+from ..store import ErrorGroup, Explanation, RunExplanation, RunSummary, Stat
 
 __all__ = [
     "Bin",
+    "Causes",
     "Cell",
     "Completion",
     "Completions",
@@ -26,7 +27,6 @@ __all__ = [
     "Overview",
     "Problem",
     "RunDetails",
-    "RunRow",
     "Runs",
     "Series",
     "SeriesGroup",
@@ -97,48 +97,6 @@ class Problem(Struct, frozen=True, kw_only=True):
     reason: Literal["expired", "replaced", "snapshot", "invalid", "timeout", "store", "internal"]
 
 
-class RunRow(Struct, frozen=True, kw_only=True):
-    """A run in a list.
-
-    Attributes:
-        run_id: Its id.
-        pipeline: Name of its pipeline.
-        status: OK, FAIL, CANCEL, or OPEN for a run in progress.
-        outcome: ok, degraded, failed, timeout, crashed, cancelled, suspended, or open.
-        failed: Whether it counts as a failure; None if failure rates exclude it.
-        started_at: RFC 3339.
-        duration_ms: Duration in milliseconds; for a run in progress, until now.
-        error: Its error, one line of at most 300 characters; None without an error.
-        failed_stage: The first stage that failed; None if none did.
-        running: The stages that are running; empty for an ended run.
-        user_id: Its user; None if unknown. The next four fields are also None if unknown.
-        org_id: Its organization.
-        session_id: Its session.
-        request_id: Its request.
-        service_version: Version of the service.
-        parent_run_id: The run that started it; None for a root run.
-        weight: Number of runs that it represents (`sample_rate`).
-    """
-
-    run_id: str
-    pipeline: str
-    status: str
-    outcome: str
-    failed: bool | None
-    started_at: str
-    duration_ms: float | None
-    error: str | None
-    failed_stage: str | None
-    running: tuple[str, ...] = ()
-    user_id: str | None = None
-    org_id: str | None = None
-    session_id: str | None = None
-    request_id: str | None = None
-    service_version: str | None = None
-    parent_run_id: str | None = None
-    weight: float = 1.0
-
-
 class Runs(Struct, frozen=True, kw_only=True):
     """A page of runs: `GET /api/runs?limit=200&before=CURSOR`.
 
@@ -151,7 +109,7 @@ class Runs(Struct, frozen=True, kw_only=True):
     """
 
     snapshot: int
-    rows: tuple[RunRow, ...]
+    rows: tuple[RunSummary, ...]
     next: str | None
     total: float | None
     sql: str
@@ -302,8 +260,20 @@ class Overview(Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     series: Series
     changes: tuple[Mark, ...]
-    slowest: tuple[RunRow, ...]
-    failing: tuple[RunRow, ...]
+    slowest: tuple[RunSummary, ...]
+    failing: tuple[RunSummary, ...]
+
+
+class Causes(Struct, frozen=True, kw_only=True):
+    """What the runs of the findings have in common, which takes longer: `GET /api/causes`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        findings: The findings of `Overview`, with causes.
+    """
+
+    snapshot: int
+    findings: tuple[Finding, ...]
 
 
 class Cell(Struct, frozen=True, array_like=True, gc=False):

@@ -40,7 +40,7 @@ from ._execution import Executor, Replaced
 from ._facets import facets
 from ._groups import error_groups, stages
 from ._heatmap import heatmap
-from ._overview import overview
+from ._overview import causes, overview
 from ._page import page_routes
 from ._question import Question
 from ._rows import NewestRuns, runs_in_progress, runs_page
@@ -79,7 +79,7 @@ _MAX_BODY = 10_000
 
 Answer = Callable[[PinnedStore, Question, Snapshot], Struct]
 
-_HEAVY = {"overview", "facets", "differences", "run", "sql"}
+_HEAVY = {"overview", "causes", "facets", "differences", "run", "sql"}
 """Endpoints whose queries are expensive. The others do not need a permit."""
 
 
@@ -127,6 +127,7 @@ class WebUI:
             routes=[
                 Route("/api/snapshot", self._endpoint("snapshot", self._snapshot)),
                 Route("/api/overview", self._endpoint("overview", self._overview)),
+                Route("/api/causes", self._endpoint("causes", self._causes)),
                 Route("/api/runs", self._endpoint("runs", self._runs)),
                 Route("/api/live", self._live_runs),
                 Route("/api/run", self._endpoint("run", _run)),
@@ -217,7 +218,8 @@ class WebUI:
         key = _key(name, question)
         if name == "snapshot":  # whether a process writes changes without a new snapshot
             key += f" {await asyncio.to_thread(is_writing, self._journal)}"
-        if name == "overview" and self._journal is not None:  # alerts change without a new snapshot
+        if name in ("overview", "causes") and self._journal is not None:
+            # Alerts change without a new snapshot.
             key += f" {await asyncio.to_thread(alerts_version, self._journal)}"
         while True:
             snapshot = await self._snapshots.get(number)
@@ -247,6 +249,10 @@ class WebUI:
         alerts, _ = alerts_of(self._journal)
         incidents = incidents_of(self._journal, since=question.since)
         return overview(store, question, snapshot.number, alerts, incidents)
+
+    def _causes(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
+        alerts, _ = alerts_of(self._journal)
+        return causes(store, question, snapshot.number, alerts)
 
     def _snapshot(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> SnapshotInfo:
         writing = is_writing(self._journal)

@@ -183,6 +183,7 @@ class WebUI:
             raise
 
     def _end_queries(self) -> None:
+        self._snapshots.interrupt()
         if self._executor is not None:
             self._executor.close()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +22,8 @@ from conftest import Program
 from test_explain_more import write
 from ui_server import Served, serve
 
-from stageflow.ui import _api
+from stageflow.store import PinnedStore
+from stageflow.ui import _api, explanation_as_html
 
 ENDLESS = "select sum(a.range * b.range) from range(1000000) a, range(1000000) b"
 """A query that takes hours."""
@@ -568,6 +572,24 @@ def test_actions_are_not_allowed_by_default(tmp_path: Path) -> None:
         body = {"rule": "runs fail", "hours": 2, "reason": "deployment"}
         assert ui.client.post("/api/silence", json=body).status_code == 403
         assert ui.get("status")["alerts"][0]["silence"] is None
+
+
+# ---------------------------------------------------------------- saved pages
+
+
+def test_explanation_is_saved_with_the_command_that_repeats_it(journal: Path) -> None:
+    with PinnedStore(journal) as store:
+        compared = store.explain("duration_ms > 500", against="duration_ms < 200")
+        default = store.explain()
+        pages = [explanation_as_html(store, one).decode() for one in (compared, default)]
+    found = [re.search(r'id="responses" data-encoding="gzip">([^<]*)<', page) for page in pages]
+    bodies = [json.loads(gzip.decompress(base64.b64decode(one[1]))) for one in found if one]
+    first, second = (
+        next(body["command"] for key, body in each.items() if key.startswith("api/differences"))
+        for each in bodies
+    )
+    assert first == "stageflow explain 'duration_ms > 500' --against 'duration_ms < 200'"
+    assert second == "stageflow explain failed"
 
 
 # ---------------------------------------------------------------- mounted in an application

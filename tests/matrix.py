@@ -3,6 +3,9 @@
 The command finds interpreters on the `PATH` and in pyenv. `STAGEFLOW_PYTHONS` adds others, separated by
 colons: the path of an interpreter, or the root directory of a chroot with interpreters in `usr/bin`. Each
 version uses a separate environment and a separate copy of the source tree.
+
+Every version runs with the releases that `constraints.txt` pins. The oldest version also runs with the lowest
+release of each dependency that `pyproject.toml` allows, and the newest one with the newest releases.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
 TREE = Path(__file__).parents[1]
@@ -37,6 +40,9 @@ LEFT_OUT: dict[str, dict[str, str]] = {}
 CHROOT_FOLDER = "var/tmp/stageflow-matrix"
 
 
+Releases = Literal["pinned", "lowest", "newest"]
+
+
 class Interpreter(NamedTuple):
     """One Python.
 
@@ -52,10 +58,10 @@ class Interpreter(NamedTuple):
     path: str
     root: Path | None
 
-    @property
-    def folder(self) -> Path:
-        """The directory of its environment and its copy of the tree."""
-        return (self.root / CHROOT_FOLDER if self.root else TREE / ".matrix") / self.version
+    def folder(self, releases: Releases) -> Path:
+        """Return the directory of its environment and its copy of the tree."""
+        name = self.version if releases == "pinned" else f"{self.version}-{releases}"
+        return (self.root / CHROOT_FOLDER if self.root else TREE / ".matrix") / name
 
     def inside(self, path: Path) -> str:
         """Return the path inside the chroot for a path below its root."""
@@ -74,6 +80,7 @@ class Result(NamedTuple):
     """The result of the suite on one version."""
 
     interpreter: Interpreter
+    releases: Releases
     passed: int
     failed: int
     skipped: int
@@ -142,89 +149,120 @@ def copy_tree(to: Path) -> None:
             shutil.copy2(TREE / name, to / name)
 
 
-def install(python: Interpreter) -> None:
-    """Create the environment, or reuse one created from the same list of packages."""
-    venv, tree = python.folder / "venv", python.folder / "tree"
+def constraints(python: Interpreter, releases: Releases) -> str:
+    """Return the constraints of these releases, one line for each package."""
+    if releases == "newest":
+        return ""
+    if releases == "lowest":
+        compiled = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+        compiled += ["--resolution", "lowest-direct", "--all-extras", "--python-version", python.version]
+        return run_quietly([*compiled, str(TREE / "pyproject.toml")])
     lines = (TREE / "constraints.txt").read_text().splitlines()
     unpinned = UNPINNED.get(python.version, {})
-    pins = "\n".join(line for line in lines if line.partition("==")[0] not in unpinned)
+    return "\n".join(line for line in lines if line.partition("==")[0] not in unpinned)
+
+
+def install(python: Interpreter, releases: Releases) -> None:
+    """Create the environment, or reuse one created from the same list of packages."""
+    folder = python.folder(releases)
+    venv, tree = folder / "venv", folder / "tree"
+    pins = constraints(python, releases)
     made_from = f"{python.full_version}\n{pins}\n{(TREE / 'pyproject.toml').read_text()}"
-    stamp = python.folder / "made-from"
+    stamp = folder / "made-from"
     if stamp.exists() and stamp.read_text() == made_from:
         return
     shutil.rmtree(venv, ignore_errors=True)
-    (python.folder / "constraints.txt").write_text(pins + "\n")
-    run_quietly(python.command(python.path, "-m", "venv", python.inside(venv), cwd=python.folder))
+    (folder / "constraints.txt").write_text(pins + "\n")
+    run_quietly(python.command(python.path, "-m", "venv", python.inside(venv), cwd=folder))
     pip = (python.inside(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet")
-    pinned = ("install", "-c", python.inside(python.folder / "constraints.txt"))
-    build = ("hatchling", "hatch-fancy-pypi-readme", "setuptools")
+    pinned = ("install", "-c", python.inside(folder / "constraints.txt"))
+    build = ("hatchling", "hatch-fancy-pypi-readme", "setuptools", "wheel")
     run_quietly(python.command(*pip, *pinned, *build, cwd=tree))
     run_quietly(python.command(*pip, *pinned, "--no-build-isolation", "-e", ".[cli,dev]", cwd=tree))
     stamp.write_text(made_from)
 
 
-def run_quietly(command: Sequence[str]) -> None:
+def run_quietly(command: Sequence[str]) -> str:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
         raise RuntimeError(f"{shlex.join(command)} exited with {found.returncode}:\n{found.stderr[-3000:]}")
+    return found.stdout
 
 
-def run_suite(python: Interpreter, uvloop: bool, arguments: Sequence[str]) -> Result:
+def run_suite(python: Interpreter, releases: Releases, uvloop: bool, arguments: Sequence[str]) -> Result:
     """Run the suite and write its output to a log next to the environment."""
     began = time.monotonic()
-    tree, report = python.folder / "tree", python.folder / "report.xml"
+    folder = python.folder(releases)
+    tree, report = folder / "tree", folder / "report.xml"
     report.unlink(missing_ok=True)
     note = "uvloop" if uvloop else ""
     try:
         if python.root is not None:
             check_mounts(python.root)
-        python.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         copy_tree(tree)
-        install(python)
+        install(python, releases)
         env = {"PYTHONPATH": python.inside(tree / "tests/uvloop_site")} if uvloop else {}
         excluded = [f"--ignore={name}" for name in LEFT_OUT.get(python.version, {})]
-        pytest = (python.inside(python.folder / "venv/bin/python"), "-m", "pytest")
+        pytest = (python.inside(folder / "venv/bin/python"), "-m", "pytest")
         command = python.command(
             *pytest, f"--junitxml={python.inside(report)}", *excluded, *arguments, cwd=tree, env=env
         )
-        log = python.folder / ("log-uvloop" if uvloop else "log")
+        log = folder / ("log-uvloop" if uvloop else "log")
         with log.open("wb") as file:
             subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
         (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
         count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     except (RuntimeError, OSError, ElementTree.ParseError) as error:
-        return Result(python, 0, 1, 0, time.monotonic() - began, f"could not run: {error}")
+        return Result(python, releases, 0, 1, 0, time.monotonic() - began, f"could not run: {error}")
     failed = count["failures"] + count["errors"]
     passed = count["tests"] - failed - count["skipped"]
     if failed:
         note = f"{note} see {log}".strip()
-    return Result(python, passed, failed, count["skipped"], time.monotonic() - began, note)
+    return Result(python, releases, passed, failed, count["skipped"], time.monotonic() - began, note)
+
+
+def combinations(
+    versions: Sequence[str], installed: Container[str], releases: Sequence[Releases] | None
+) -> Iterator[tuple[str, Releases]]:
+    """Yield the versions with the releases to run them with."""
+    usable = [version for version in versions if version in installed]
+    for version in versions:
+        yield from ((version, one) for one in releases or ("pinned",))
+        if releases is None and version in usable[:1]:
+            yield version, "lowest"
+        if releases is None and version in usable[-1:]:
+            yield version, "newest"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     parser.add_argument("--only", metavar="3.N", nargs="*", help="run only these versions")
     parser.add_argument("--uvloop", action="store_true", help="run with uvloop as the default event loop")
+    parser.add_argument(
+        "--releases",
+        choices=("pinned", "lowest", "newest"),
+        nargs="*",
+        help="run only with these releases of the dependencies, on each version",
+    )
     parser.add_argument("arguments", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     installed = interpreters()
     versions = options.only or supported()
-    row = "{:<9}{:>8}{:>8}{:>9}{:>10}  {}"
-    print(row.format("Python", "passed", "failed", "skipped", "seconds", ""))
+    row = "{:<9}{:<10}{:>8}{:>8}{:>9}{:>10}  {}"
+    print(row.format("Python", "releases", "passed", "failed", "skipped", "seconds", ""))
     ok = True
-    for version in versions:
+    for version, releases in combinations(versions, installed, options.releases):
         python = installed.get(version)
         if python is None:
-            print(row.format(version, "-", "-", "-", "-", "not installed; add it to STAGEFLOW_PYTHONS"))
+            note = "not installed; add it to STAGEFLOW_PYTHONS"
+            print(row.format(version, releases, "-", "-", "-", "-", note))
             continue
-        found = run_suite(python, options.uvloop, options.arguments)
+        found = run_suite(python, releases, options.uvloop, options.arguments)
         ok = ok and not found.failed and found.passed > 0
-        seconds = f"{found.seconds:.0f}"
-        print(
-            row.format(python.full_version, found.passed, found.failed, found.skipped, seconds, found.note),
-            flush=True,
-        )
-        for name, why in UNPINNED.get(version, {}).items():
+        counts = (found.passed, found.failed, found.skipped, f"{found.seconds:.0f}")
+        print(row.format(python.full_version, releases, *counts, found.note), flush=True)
+        for name, why in UNPINNED.get(version, {}).items() if releases == "pinned" else ():
             print(f"         not as pinned: {name} ({why})")
         for name, why in LEFT_OUT.get(version, {}).items():
             print(f"         skipped: {name} ({why})")

@@ -83,6 +83,14 @@ MAY_IMPORT = {
     "__main__": ANY,
 }
 
+# The layers of the diagram in CONTRIBUTING.md. Other packages are interfaces or belong to the foundation.
+LAYERS = {
+    "values": ("stages", "retry", "results", "_genai", "budget", "_inputs", "_items", "context"),
+    "execution": ("pipeline", "executors"),
+    "recording": ("events", "journal", "store", "alerts", "export"),
+    "instrumentation": ("observability",),
+}
+
 VAGUE_NAMES = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 MAX_LINES = 800
 MAX_TOP_LEVEL_NAMES = 32
@@ -260,6 +268,30 @@ def sort_key(name: str) -> tuple[int, str]:
     return (0 if len(name) > 1 and name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
+def architecture_diagram(source: Path) -> str:
+    """Return a Mermaid diagram of the layers, with an arrow to each layer that a layer imports directly."""
+    layer_of = {package: layer for layer, packages in LAYERS.items() for package in packages}
+    layer_of |= dict.fromkeys(FOUNDATION, "foundation")
+    members: dict[str, set[str]] = {layer: set() for layer in (*LAYERS, "interfaces", "foundation")}
+    for name in read(source):
+        package = top(name)
+        if not package.startswith("__"):
+            members[layer_of.setdefault(package, "interfaces")].add(package)
+    arrows: dict[str, set[str]] = {layer: set() for layer in members}
+    for found in imports(read(source)):
+        by, of = (layer_of.get(top(name)) for name in (found.by.name, found.of))
+        if by and of and by != of:
+            arrows[by].add(of)
+    lines = ["flowchart TB"]
+    for layer, packages in members.items():
+        shown = sorted(name for name in packages if not name.startswith("_"))
+        lines.append(f'    {layer}["{layer}: {", ".join(shown)}"]')
+    for layer, below in arrows.items():
+        indirect = {further for other in below for further in arrows[other]}
+        lines += [f"    {layer} --> {other}" for other in members if other in below - indirect]
+    return "\n".join(lines)
+
+
 PACKAGES = [name for name, module in read(SOURCE).items() if name == module.package]
 
 
@@ -291,6 +323,12 @@ def test_modules_of_packages_are_private():
     ]
     # pytest imports the plugin by its name.
     assert public == ["src/stageflow/testing/plugin.py"]
+
+
+def test_diagram_in_contributing_shows_the_imports_between_layers():
+    page = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
+    drawn = page.partition("```mermaid\n")[2].partition("\n```")[0]
+    assert drawn == architecture_diagram(SOURCE), architecture_diagram(SOURCE)
 
 
 def test_import_loads_no_heavy_package():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from api import api_pages, page_of
+from diagrams import with_drawn_diagrams
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -104,6 +105,8 @@ def main() -> None:
         "--out", type=Path, default=ROOT / "build" / "site", help="output directory of the site"
     )
     options = parser.parse_args()
+    if shutil.which("dot") is None:
+        sys.exit("Graphviz, which draws the diagrams, is not installed: run tools/install-packages as root")
     began = time.monotonic()
     source = options.out.with_name(f"{options.out.name}-source")
     for folder in (source, options.out):
@@ -125,9 +128,11 @@ def main() -> None:
         "auto",
     )
     doctrees = options.out.with_name(f"{options.out.name}-doctrees")
+    write_text_versions(source, options.out, sections)
+    for page in source.glob("*.md"):
+        page.write_text(with_drawn_diagrams(page.read_text()))
     if subprocess.run([*sphinx, "-d", doctrees, source, options.out], check=False).returncode:
         sys.exit("the documentation has the problems above")
-    write_text_versions(source, options.out, sections)
     print(f"{options.out / 'index.html'}: {time.monotonic() - began:.0f} s")
 
 

@@ -120,7 +120,7 @@ def _graphs(cursor: DuckDBPyConnection) -> list[StageGraph]:
     found = cursor.execute(f"""
         with newest as (
             select pipeline_name, arg_max(pipeline_run_id, started_at) as run_id from runs
-            where pipeline_name is not null group by 1 limit 100
+            where pipeline_name is not null group by 1 order by max(started_at) desc, 1 limit 100
         )
         select pipeline_name, stage_name, any_value(s.dependencies)
         from newest join stages s on s.pipeline_run_id = run_id

@@ -353,6 +353,7 @@ def _explained(explanation: Explanation) -> Row:
         {
             "summary": explanation.summary,
             "pipeline": explanation.pipeline,
+            "where": Sql(explanation.where),
             "selected": explanation.selection.count,
             "others": explanation.rest.count,
             "where_it_differs": [
@@ -394,7 +395,9 @@ def _difference(difference: Difference) -> Row:
             "condition": Sql(difference.condition),
             "rate": difference.rate,
             "other_rate": difference.other_rate,
+            "matching": difference.selection.count + difference.rest.count,
             "selected": difference.selection.count,
+            "users": difference.users,
             "excess": [difference.excess_low, difference.excess_high],
             "p50_ms": difference.p50_ms,
             "other_p50_ms": difference.other_p50_ms,

@@ -112,15 +112,16 @@ def limit_text(value: Any, length: int = MAX_TEXT, keys: int = _LEVELS[0][1]) ->
         keys: Maximum number of keys of an object.
 
     Example:
-        >>> limit_text({"error": "\x1b[2Jgone", "ms": 12.3456789})
-        {'error': '\\x1b[2Jgone', 'ms': 12.3457}
+        >>> limit_text({"error": "\x1b[2Jgone", "ms": 12.3456789, "runs": 3.0})
+        {'error': '\\x1b[2Jgone', 'ms': 12.3457, 'runs': 3}
     """
     if isinstance(value, Sql):
         return visible(value) if len(value) <= _MAX_SQL else f"omitted ({len(value)} characters)"
     if isinstance(value, str):
         return _shorten(value, length)
     if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
+        rounded = float(f"{value:.{_DIGITS}g}")
+        return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
     if isinstance(value, dict):
         limited = {
             _shorten(str(key), _MAX_KEY): limit_text(value[key], length, keys)

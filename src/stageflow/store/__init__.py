@@ -1,6 +1,17 @@
 """The store: archives events in columns, and answers queries over the journal and the archive."""
 
 # Names without an entry in `__all__` are for other packages of stageflow.
+from .._explained import (
+    Change,
+    Difference,
+    LeftOut,
+    Location,
+    Measured,
+    Part,
+    SameError,
+    StageMeasured,
+    UnusualValue,
+)
 from ._address import (
     ADDRESS_FILE as ADDRESS_FILE,
     has_archive as has_archive,
@@ -27,15 +38,9 @@ from ._comparison import (
 )
 from ._event_store import EventStore
 from ._explain import explain
-from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
+from ._explain._explanation import Explanation
 from ._explain._request import ExplainOptions
-from ._explain._run_explanation import (
-    Measured,
-    RunExplanation,
-    SameError,
-    StageMeasured,
-    UnusualValue,
-)
+from ._explain._run_explanation import RunExplanation
 from ._explain._selected import (
     explain_one_run as explain_one_run,
     explain_selected as explain_selected,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct, structs
 
@@ -13,13 +13,12 @@ from ._columns import text
 from ._explain._explanation import Explanation
 from ._merge import count_if, percentiles, ranked
 from ._queries import Queries
-from ._selection import condition
+from ._selection import Over, condition
 from ._snapshot import Scope
+from ._statistics import Stat
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-    from ._event_store import EventStore
 
 __all__ = [
     "SUMMARY_COLUMNS",
@@ -203,6 +202,16 @@ class Overview(Struct, frozen=True, kw_only=True):
     versions: tuple[VersionSummary, ...] = ()
 
 
+class _Statistics(Protocol):
+    """The methods of `EventStore` on which the overview is based."""
+
+    def stats(self, over: Over, filter: RunFilter, *, where: str | None) -> list[Stat]: ...
+
+    def explain(self, *, filter: RunFilter, within: str | None) -> Explanation: ...
+
+    def explain_slow(self, over: Over, filter: RunFilter, *, within: str | None) -> Explanation: ...
+
+
 class _Rates(Struct, frozen=True):
     """Statistics of the runs in a time range.
 
@@ -249,7 +258,7 @@ class _Compared(Struct, frozen=True):
 
 
 def look(
-    store: EventStore,
+    store: _Statistics,
     queries: Queries,
     filter: RunFilter,
     where: str | None,
@@ -293,7 +302,7 @@ def look(
 
 
 def find(
-    store: EventStore, queries: Queries, filter: RunFilter, where: str | None, *, explain: bool
+    store: _Statistics, queries: Queries, filter: RunFilter, where: str | None, *, explain: bool
 ) -> tuple[OverviewFinding, ...]:
     """Return what is unusual; see `EventStore.findings`.
 
@@ -421,7 +430,7 @@ def _versions(cursor: DuckDBPyConnection, selected: _Selected) -> tuple[VersionS
     return tuple(VersionSummary(version=name, first_at=rfc3339(at), runs=runs) for name, at, runs in found)
 
 
-def _pipelines(store: EventStore, queries: Queries, selected: _Selected) -> tuple[PipelineSummary, ...]:
+def _pipelines(store: _Statistics, queries: Queries, selected: _Selected) -> tuple[PipelineSummary, ...]:
     def read(cursor: DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         outcomes = cursor.execute(
             "select pipeline_name, outcome, sum(sample_rate) from runs"
@@ -488,7 +497,7 @@ def _rates(cursor: DuckDBPyConnection, weighted: bool, condition: str) -> _Rates
 
 
 def _findings(
-    store: EventStore, queries: Queries, selected: _Selected, compared: _Compared, *, explain: bool
+    store: _Statistics, queries: Queries, selected: _Selected, compared: _Compared, *, explain: bool
 ) -> tuple[OverviewFinding, ...]:
     found = [
         *_failures(store, queries, selected, compared, explain=explain),
@@ -500,7 +509,7 @@ def _findings(
 
 
 def _failures(
-    store: EventStore, queries: Queries, selected: _Selected, compared: _Compared, *, explain: bool
+    store: _Statistics, queries: Queries, selected: _Selected, compared: _Compared, *, explain: bool
 ) -> list[OverviewFinding]:
     earlier, recent = compared.earlier, compared.recent
     failed = earlier.failed + recent.failed
@@ -566,7 +575,7 @@ def _rates_around(
 
 
 def _durations(
-    store: EventStore, selected: _Selected, compared: _Compared, *, explain: bool
+    store: _Statistics, selected: _Selected, compared: _Compared, *, explain: bool
 ) -> list[OverviewFinding]:
     earlier, recent = compared.earlier, compared.recent
     if recent.p95_ms is None or earlier.p95_ms is None or recent.count < _MIN_RUNS:

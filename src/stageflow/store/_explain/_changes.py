@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import stats
 
+from ..._explained import Change, Part
 from ..._time import rfc3339
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE
-from ._explanation import Change, Part
 from ._fields import Column, attribute_role, quoted
 from ._sample import Floats, Population, Sample
 

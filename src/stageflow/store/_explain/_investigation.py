@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import structs
 
+from ..._explained import Difference, LeftOut
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
 from .._columns import FAILED
@@ -17,7 +18,7 @@ from .._selection import FIELDS_HINT, as_query_error, check_binds, named_fields,
 from ._changes import find_changes
 from ._combinations import find_combinations
 from ._comparing import FieldValues, compare_field
-from ._explanation import Difference, Explanation, LeftOut
+from ._explanation import Explanation
 from ._fields import (
     PROCESS_FIELDS,
     RESULTS,

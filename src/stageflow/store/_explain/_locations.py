@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from ._explanation import Location, Part
+from ..._explained import Location, Part
 from ._fields import Column
 from ._sample import Sample
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._explanation import Difference, Part
+from ..._explained import Difference, Part
 from ._fields import Condition
 from ._finding import Finding
 from ._sample import Floats, Sample

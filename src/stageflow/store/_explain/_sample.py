@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ._explanation import Part
+from ..._explained import Part
 from ._fields import Column, Field, quoted
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._explanation import Part
+from ..._explained import Part
 from ._sample import Population, Sample, design_effect
 from ._values import Counts
 

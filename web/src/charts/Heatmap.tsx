@@ -197,7 +197,7 @@ export function Heatmap({
               key={mark.kind + mark.label + mark.at}
               class={`vmark ${mark.kind}`}
               style={{ left: `${share * 100}%` }}
-              title={`${mark.kind}: ${mark.label}, first at ${shortTime(mark.at, "second")}`}
+              title={`${mark.kind}: ${mark.label}, ${mark.kind === "alert" ? "from" : "first at"} ${shortTime(mark.at, "second")}${mark.until ? ` to ${shortTime(mark.until, "second")}` : ""}`}
             >
               {mark.kind === "version" && <span class={share > 0.85 ? "flip" : ""}>{mark.label}</span>}
             </div>

@@ -51,7 +51,14 @@ export function Overview(): JSX.Element {
   if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
   return (
     <div class="stack">
-      {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : <Findings findings={findings} pending={pending} stale={query.stale} />}
+      {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : (
+        <Findings
+          findings={findings}
+          pending={pending}
+          stale={query.stale}
+          problem={causes ? null : (explained.problem?.title ?? null)}
+        />
+      )}
       <div class="columns-3">
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
@@ -161,11 +168,14 @@ function Findings({
   findings,
   pending,
   stale,
+  problem,
 }: {
   findings: Finding[];
   /** What is still loading; null if nothing is. */
   pending: string | null;
   stale: boolean;
+  /** Why the causes are unknown. */
+  problem: string | null;
 }): JSX.Element {
   return (
     <section aria-label="Findings" class="findings-area" aria-busy={pending !== null}>
@@ -200,6 +210,9 @@ function Findings({
                     {" "}
                     {pending}
                   </span>
+                )}
+                {index === 0 && problem && !pending && (
+                  <span class="muted"> The causes are unknown: {problem}</span>
                 )}
               </div>
             </li>

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,13 @@ class Replaced(StageflowError):
     """A newer request from the same panel replaced this one."""
 
 
+def _lower_priority() -> None:
+    """Let the other threads of the machine run first. Only on Linux do threads have priorities."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + 10))
+
+
 class _Execution:
     """One execution of a query, which one or more requests await."""
 
@@ -38,12 +48,15 @@ class Executor:
     """Executes queries in threads.
 
     Identical queries of one snapshot share an execution, and their results are cached, up to 64 MiB. At most
-    two heavy queries run at the same time. A query is interrupted when no request awaits it anymore.
+    two heavy queries run at the same time, with a lower priority, so that other queries are fast meanwhile. A
+    query is interrupted when no request awaits it anymore.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="stageflow-ui")
-        self._heavy = asyncio.Semaphore(_MAX_HEAVY)
+        self._heavy_threads = ThreadPoolExecutor(
+            _MAX_HEAVY, thread_name_prefix="stageflow-ui-heavy", initializer=_lower_priority
+        )
         self._running: dict[tuple[int, str], _Execution] = {}
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._panels: dict[str, asyncio.Future[None]] = {}
@@ -52,7 +65,7 @@ class Executor:
 
     @property
     def running(self) -> int:
-        """Number of queries that are running or waiting for a permit."""
+        """Number of queries that are running or waiting for a thread."""
         return len(self._running)
 
     async def execute(
@@ -134,15 +147,14 @@ class Executor:
         heavy: bool,
     ) -> bytes:
         def run() -> bytes:
+            if execution.interruption.requested or self._is_closed:
+                raise Replaced("the request was replaced, or the server stopped, before it started")
             with execution.interruption, snapshot.reading() as store:
                 return query(store)
 
         try:
-            async with self._heavy if heavy else contextlib.nullcontext():
-                if execution.interruption.requested or self._is_closed:
-                    raise Replaced("the request was replaced, or the server stopped, before it started")
-                loop = asyncio.get_running_loop()
-                result = await loop.run_in_executor(self._threads, copy_context().run, run)
+            threads = self._heavy_threads if heavy else self._threads
+            result = await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, run)
         except asyncio.CancelledError:
             execution.interruption.interrupt()  # the event loop ends, but not the thread
             raise
@@ -167,4 +179,5 @@ class Executor:
         self._is_closed = True
         for execution in self._running.values():
             execution.interruption.interrupt()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._heavy_threads):
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -250,6 +250,8 @@ class _Selected(Struct, frozen=True):
 class _Compared(Struct, frozen=True):
     """The last quarter of a time range, compared with the time before."""
 
+    first: str | None
+    last: str | None
     since: str
     until: str
     middle: str
@@ -275,16 +277,12 @@ def look(
 
     def read(cursor: DuckDBPyConnection) -> tuple[_Compared, Overview]:
         compared = _compare(cursor, queries.weighted, selected)
-        ((first, last),) = cursor.execute(
-            f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from runs"
-            f" where {selected.condition()}"
-        ).fetchall()
         return compared, Overview(
             since=compared.since,
             until=compared.until,
             runs=compared.earlier.count + compared.recent.count,
-            first_at=None if first is None else rfc3339(first),
-            last_at=None if last is None else rfc3339(last),
+            first_at=compared.first,
+            last_at=compared.last,
             findings=(),
             changes=first_sightings(cursor, compared.since, filter.until),
             failing=_runs(cursor, selected, "failed", "started_at desc"),
@@ -321,29 +319,22 @@ def find(
 
 
 def time_range(
-    cursor: DuckDBPyConnection, view: str, condition: str, since: str | None, until: str | None
+    rows: tuple[int | None, int | None], since_us: int | None, until_us: int | None
 ) -> tuple[int, int]:
-    """Return the start and the end of a time range, or of its rows, in microseconds since the epoch.
+    """Return the start and the end of a time range, in microseconds since the epoch.
 
     Args:
-        cursor: The cursor.
-        view: "runs" or "stages".
-        condition: The SQL condition of the rows.
-        since: The start, RFC 3339; None for that of the rows.
-        until: The end; None for now, or without `since` for that of the rows.
+        rows: When the first and the last row started; None without rows.
+        since_us: The start; None for that of the rows.
+        until_us: The end; None for now, or without a start for that of the rows.
     """
-    since_us = epoch_us(since) if since else None
-    until_us = epoch_us(until) if until else None
-    if since_us is None or until_us is None:
-        ((first, last),) = cursor.execute(
-            f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from {view} where {condition}"
-        ).fetchall()
-        now_us = get_clock().wall_ns() // 1000
-        if until_us is None:
-            # A range that starts at a relative time ends now, so that a period without runs is visible.
-            until_us = now_us if since_us is not None else (last + 1 if last is not None else now_us)
-        if since_us is None:
-            since_us = first if first is not None else until_us - 3_600_000_000
+    first, last = rows
+    now_us = get_clock().wall_ns() // 1000
+    if until_us is None:
+        # A range that starts at a relative time ends now, so that a period without runs is visible.
+        until_us = now_us if since_us is not None or last is None else last + 1
+    if since_us is None:
+        since_us = first if first is not None else until_us - 3_600_000_000
     return since_us, max(until_us, since_us + 1)
 
 
@@ -471,12 +462,20 @@ def _pipelines(store: _Statistics, queries: Queries, selected: _Selected) -> tup
 
 
 def _compare(cursor: DuckDBPyConnection, weighted: bool, selected: _Selected) -> _Compared:
+    ((first, last),) = cursor.execute(
+        f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from runs where {selected.condition()}"
+    ).fetchall()
+    times = selected.filter
     since_us, until_us = time_range(
-        cursor, "runs", selected.condition(), selected.filter.since, selected.filter.until
+        (first, last),
+        epoch_us(times.since) if times.since else None,
+        epoch_us(times.until) if times.until else None,
     )
     since, until = rfc3339(since_us), rfc3339(until_us)
     middle = rfc3339(since_us + (until_us - since_us) * 3 // 4)
     return _Compared(
+        first=None if first is None else rfc3339(first),
+        last=None if last is None else rfc3339(last),
         since=since,
         until=until,
         middle=middle,

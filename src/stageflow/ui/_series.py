@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._time import rfc3339
+from .._time import epoch_us, rfc3339
 from ..store import (
     FirstSighting,
     PinnedStore,
@@ -63,7 +63,15 @@ class Steps:
 
 def steps_of(cursor: DuckDBPyConnection, question: Question) -> Steps:
     """Return the time steps for the range of a question, or of its rows."""
-    since_us, until_us = time_range(cursor, question.over, question.condition, question.since, question.until)
+    since_us = epoch_us(question.since) if question.since else None
+    until_us = epoch_us(question.until) if question.until else None
+    rows: tuple[int | None, int | None] = (None, None)
+    if since_us is None:
+        (rows,) = cursor.execute(
+            f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from {question.over}"
+            f" where {question.condition}"
+        ).fetchall()
+    since_us, until_us = time_range(rows, since_us, until_us)
     return Steps(since_us, until_us, question.columns)
 
 

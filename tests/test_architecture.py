@@ -57,25 +57,29 @@ MAY_IMPORT = {
     "_inputs": ("stages",),
     "_items": ("stages",),
     "_log_fields": ("context",),
-    "context": ("stages", "_genai", "_inputs", "_items", "budget"),
+    "_calls": (),
+    "_activation": ("context",),
+    "context": ("stages", "_calls", "_genai", "_inputs", "_items", "budget"),
     # execution: does not touch disk or network
-    "executors": ("stages", "budget", "_inputs", "_items", "context"),
+    "executors": ("stages", "budget", "_inputs", "_items", "_calls", "context", "_activation"),
     "pipeline": (
         *("stages", "retry", "budget", "results", "_inputs", "_items", "context", "observability"),
-        "executors",
+        *("_calls", "_activation", "executors"),
     ),
     # instrumentation: the only layer that depends on both execution and recording
     "observability": ("stages", "retry", "budget", "results", "_items", "context", "events"),
     # recording: does not depend on pipelines
     "events": (),
     "journal": ("events",),
-    "store": ("journal", "_genai"),
+    "store": ("journal", "_calls", "_genai"),
     "alerts": ("store", "journal"),
-    "export": ("store", "journal"),
+    "export": ("store", "journal", "_genai"),
     # interfaces: call the other packages
     "settings": ("events", "observability", "journal", "export"),
     "lifecycle": ANY,
-    "integrations": ("_log_fields", "pipeline", "results", "context", "stages"),
+    "integrations": (
+        *("_activation", "_calls", "_genai", "_log_fields", "pipeline", "results", "context", "stages"),
+    ),
     "cli": ANY,
     "mcp": ANY,
     "ui": ANY,
@@ -86,7 +90,18 @@ MAY_IMPORT = {
 
 # The layers of the diagram in CONTRIBUTING.md. Other packages are interfaces or belong to the foundation.
 LAYERS = {
-    "values": ("stages", "retry", "results", "_genai", "budget", "_inputs", "_items", "context"),
+    "values": (
+        "stages",
+        "retry",
+        "results",
+        "_genai",
+        "budget",
+        "_inputs",
+        "_items",
+        "_calls",
+        "context",
+        "_activation",
+    ),
     "execution": ("pipeline", "executors"),
     "recording": ("events", "journal", "store", "alerts", "export"),
     "instrumentation": ("observability",),

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import rotel
 from export_receiver import Answer, ExportReceiver, Request
-from google.protobuf.json_format import MessageToDict
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.sdk.trace import TracerProvider
+from otlp_collector import LOGS, TRACES, Collector, flat, protobuf_messages
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageKind
 from stageflow.errors import InvalidArgumentError
@@ -32,11 +27,10 @@ from stageflow.export import (
     export_status,
     exporter_for,
 )
+from stageflow.integrations.opentelemetry import StageflowSpanProcessor
 from stageflow.observability import WideEventEmitter
 
 FAST = ExportSettings(batch_seconds=0.02, retry_first=0.02, retry_max=0.05, circuit_seconds=0.05)
-
-TRACES, LOGS = "/v1/traces", "/v1/logs"
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ async def record(journal: Path) -> None:
         return {"n": 1}
 
     async def answer(ctx: Any) -> None:
-        ctx.annotate(**{"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-5"})
+        ctx.record_llm("gpt-5", provider="azure.ai.openai", output_tokens=5)
         if ctx.run.data["fail"]:
             raise ValueError("no answer")
 
@@ -75,7 +69,9 @@ async def record(journal: Path) -> None:
     )
     for fail in (False, True):
         await graph.run(PipelineContext(user_id="u1", session_id="s1", service="web", data={"fail": fail}))
-    contexts[1].annotate(late=True)
+    for ctx in contexts[:2]:
+        ctx.annotate(late=ctx.attempt)
+    contexts[0].annotate_run(late=0)
     sink.try_emit(type="plain", data=None)
     sink.close()
 
@@ -99,51 +95,6 @@ def exported(journal: Path, exporter: OtlpExporter, settings: ExportSettings = F
         if not runner.state.consecutive_failures:
             break
     return runner.state
-
-
-def protobuf_messages(requests: list[Request]) -> dict[str, list[dict[str, Any]]]:
-    """Return the spans and log records of protobuf requests in the form of OTLP's JSON, by path."""
-    found: dict[str, list[dict[str, Any]]] = {TRACES: [], LOGS: []}
-    for request in requests:
-        message = ExportTraceServiceRequest() if request.path == TRACES else ExportLogsServiceRequest()
-        message.ParseFromString(request.content)
-        found[request.path] += flat(with_hex_ids(MessageToDict(message)))
-    return found
-
-
-def with_hex_ids(value: Any) -> Any:
-    """Return a message whose ids are in hex, as OTLP requires, instead of base64."""
-    if isinstance(value, list):
-        return [with_hex_ids(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: base64.b64decode(item).hex()
-        if key in ("traceId", "spanId", "parentSpanId")
-        else with_hex_ids(item)
-        for key, item in value.items()
-    }
-
-
-def flat(message: dict[str, Any]) -> list[dict[str, Any]]:
-    groups = message.get("resourceSpans") or message.get("resourceLogs") or []
-    return [
-        {"resource": plain(group["resource"]["attributes"]), **each, "attributes": plain(each["attributes"])}
-        for group in groups
-        for scope in group.get("scopeSpans") or group.get("scopeLogs")
-        for each in scope.get("spans") or scope.get("logRecords")
-    ]
-
-
-def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {each["key"]: plain_value(each["value"]) for each in attributes}
-
-
-def plain_value(value: dict[str, Any]) -> Any:
-    ((kind, found),) = value.items()
-    if kind == "intValue":
-        return int(found)
-    return [plain_value(item) for item in found.get("values", [])] if kind == "arrayValue" else found
 
 
 @pytest.fixture
@@ -206,19 +157,23 @@ def test_custom_events_and_amendments_are_log_records(messages: dict[str, list[d
         logs.setdefault(log["eventName"], []).append(log)
     assert {name: len(found) for name, found in logs.items()} == {
         "cache.miss": 4,
-        "stageflow.amendment": 1,
+        "stageflow.amendment": 3,
         "plain": 1,
     }
-    assert logs["cache.miss"][0]["attributes"]["key"] == "k"
-    (amendment,) = logs["stageflow.amendment"]
-    (span,) = [
-        each
-        for each in messages[TRACES]
-        if each["name"] == "load" and each["traceId"] == amendment["traceId"]
-    ][1:]
-    assert amendment["spanId"] == span["spanId"]
-    assert amendment["attributes"]["late"] is True
-    assert amendment["attributes"]["stageflow.event_id"] == span["attributes"]["stageflow.event_id"]
+    spans = {span["spanId"]: span for span in messages[TRACES]}
+    for amendment, name, attempt in zip(
+        logs["stageflow.amendment"], ("load", "load", "shop"), (1, 2, None), strict=True
+    ):
+        span = spans[amendment["spanId"]]
+        assert (span["name"], span["attributes"].get("stageflow.attempt")) == (name, attempt)
+        assert amendment["traceId"] == span["traceId"]
+        assert amendment["attributes"]["late"] == (attempt or 0)
+        assert amendment["attributes"]["stageflow.event_id"] == span["attributes"]["stageflow.event_id"]
+    for log, attempt in zip(logs["cache.miss"], (1, 2, 1, 2), strict=True):
+        span = spans[log["spanId"]]
+        assert (span["name"], span["attributes"]["stageflow.attempt"]) == ("load", attempt)
+        assert log["traceId"] == span["traceId"]
+        assert log["attributes"]["key"] == "k"
 
 
 def test_json_contains_the_same_as_protobuf(journal: Path, messages: dict[str, list[dict[str, Any]]]) -> None:
@@ -255,40 +210,106 @@ def test_openinference_kinds_are_added_on_request(journal: Path) -> None:
     assert kinds == {"load": "CHAIN", "answer": "LLM", "shop": "CHAIN"}
 
 
-@pytest.fixture
-def collector(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Start a collector that forwards to a URL; return its own URL."""
-    processes: list[subprocess.Popen[bytes]] = []
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("1.37", {"gen_ai.provider.name": "azure.ai.openai"}),
+        ("1.36", {"gen_ai.system": "az.ai.openai"}),
+    ],
+)
+def test_version_of_the_genai_conventions(journal: Path, version: str, expected: dict[str, str]) -> None:
+    with ExportReceiver() as receiver:
+        exporter = exporter_for(f"otlp+http://127.0.0.1:{receiver.port}", genai=version)
+        assert isinstance(exporter, OtlpExporter)
+        exported(journal, exporter)
+        found = [span for span in protobuf_messages(receiver.requests)[TRACES] if span["name"] == "answer"]
+    for span in found:
+        names = ("gen_ai.provider.name", "gen_ai.system")
+        assert {name: span["attributes"][name] for name in names if name in span["attributes"]} == expected
 
-    def start(target: str) -> str:
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-        http, grpc = (f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
-        for each in sockets:
-            each.close()
-        agent = Path(rotel.__file__).parent / "rotel-agent"
-        command = [str(agent), "start", "--pid-file", str(tmp_path / "pid"), "--batch-timeout", "50ms"]
-        command += ["--otlp-http-endpoint", http, "--otlp-grpc-endpoint", grpc, "--exporter", "otlp"]
-        command += ["--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", target]
-        log = (tmp_path / "collector.log").open("wb")
-        processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        log.close()
-        return f"http://{http}"
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+def test_usage_of_models_is_in_the_spans_of_stages_and_with_a_prefix_in_those_of_runs(
+    messages: dict[str, list[dict[str, Any]]],
+) -> None:
+    for span in messages[TRACES]:
+        prefix = {"answer": "", "shop": "stageflow."}.get(span["name"])
+        found = {name: value for name, value in span["attributes"].items() if "gen_ai.usage" in name}
+        assert found == ({} if prefix is None else {f"{prefix}gen_ai.usage.output_tokens": 5})
+
+
+async def test_usage_that_is_also_in_spans_of_calls_has_a_prefix(tmp_path: Path) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(StageflowSpanProcessor())
+
+    async def answer(ctx: Any) -> None:
+        usage = {"gen_ai.operation.name": "chat", "gen_ai.usage.output_tokens": 5}
+        with provider.get_tracer("test").start_as_current_span("chat", attributes=usage):
+            pass
+
+    sink = JournalSink(tmp_path / "journal")
+    graph = (
+        Pipeline("p")
+        .with_stage("answer", answer)
+        .build(emit_stage_wide_events=True, wide_event_emitter=WideEventEmitter(sink))
+    )
+    await graph.run(PipelineContext())
+    sink.close()
+    provider.shutdown()
+    with ExportReceiver() as receiver:
+        exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}", openinference=True)
+        await asyncio.to_thread(exported, tmp_path / "journal", exporter)
+        (span,) = [each for each in protobuf_messages(receiver.requests)[TRACES] if each["name"] == "answer"]
+    assert span["attributes"]["stageflow.gen_ai.usage.output_tokens"] == 5
+    assert span["attributes"]["openinference.span.kind"] == "CHAIN"
+    assert "gen_ai.usage.output_tokens" not in span["attributes"]
+
+
+def test_exporter_that_restarts_after_each_event_sends_the_same_spans_and_amendments(
+    journal: Path, messages: dict[str, list[dict[str, Any]]]
+) -> None:
+    settings = ExportSettings(batch_events=1, batch_seconds=0.01)
+    with ExportReceiver() as receiver:
+        url = f"http://127.0.0.1:{receiver.port}"
+
+        def send_one() -> None:
+            before = len(receiver.requests)
+            runner = ExportRunner(
+                journal,
+                OtlpExporter(url, name="one"),
+                settings=settings,
+                on_change=lambda _: runner.request_stop(10) if len(receiver.requests) > before else None,
+            )
+            runner.run()
+
+        def state() -> dict[Path, bytes]:
+            paths = [*journal.glob("cursors/export.one*"), *journal.glob("export/one/*")]
+            return {path: path.read_bytes() for path in paths if path.is_file()}
+
+        send_one()
+        for _ in events_of(journal)[1:]:
+            before = state()
+            send_one()
+            for path, content in before.items():  # as if the process was killed before it stored the position
+                path.write_bytes(content)
+            send_one()
+        found = protobuf_messages(receiver.requests)
+    sent = {span["spanId"]: span for span in messages[TRACES]}
+    assert len(found[TRACES]) > len(sent) == len({span["spanId"] for span in found[TRACES]})
+    assert all(span == sent[span["spanId"]] for span in found[TRACES])
+    amendments = [log for log in messages[LOGS] if log["eventName"] == "stageflow.amendment"]
+    again = [log for log in found[LOGS] if log["eventName"] == "stageflow.amendment"]
+    assert len(again) == 2 * len(amendments)
+    assert all(log in amendments for log in again)
 
 
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
 def test_spans_and_logs_pass_through_a_collector(
     journal: Path,
     messages: dict[str, list[dict[str, Any]]],
-    collector: Callable[[str], str],
+    tmp_path: Path,
     encoding: str,
 ) -> None:
-    with ExportReceiver(lambda request: Answer(200)) as receiver:
-        url = collector(f"http://127.0.0.1:{receiver.port}")
+    with ExportReceiver(lambda request: Answer(200)) as receiver, Collector(tmp_path, receiver) as url:
         runner = ExportRunner(journal, OtlpExporter(url, encoding=encoding), settings=FAST)
 
         def spans() -> list[dict[str, Any]]:

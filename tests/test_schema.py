@@ -217,7 +217,8 @@ def test_failed_run_is_recognized_by_the_prefix_of_its_line() -> None:
 
 def test_span_ids_are_never_all_zero_and_differ_between_attempts() -> None:
     assert span_id(0) == "0" * 15 + "1" == span_id(1 << 64)
-    assert len({span_id(7, stage, attempt) for stage in range(50) for attempt in range(50)}) == 2500
+    assert len({span_id(7, stage, attempt) for stage in range(50) for attempt in range(1, 51)}) == 2500
+    assert span_id(7, 3, 0) == span_id(7, 3, 1)  # calls of `when=` belong to the first attempt
 
 
 def test_line_start_accepts_only_the_first_fields_of_an_event() -> None:

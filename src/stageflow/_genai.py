@@ -27,6 +27,7 @@ __all__ = [
     "check_keywords",
     "cost_and_tokens",
     "embedding_fields",
+    "former_attribute",
     "llm_fields",
     "retrieval_fields",
 ]
@@ -240,6 +241,25 @@ def cost_and_tokens(amounts: Mapping[str, float]) -> tuple[float, float]:
     """
     tokens = amounts.get("gen_ai.usage.input_tokens", 0) + amounts.get("gen_ai.usage.output_tokens", 0)
     return amounts.get("llm.cost_usd", 0), tokens
+
+
+_FORMER_PROVIDERS = {
+    "azure.ai.inference": "az.ai.inference",
+    "azure.ai.openai": "az.ai.openai",
+    "x_ai": "xai",
+}
+
+
+def former_attribute(name: str, value: Any) -> tuple[str, Any]:
+    """Return an attribute with the name and the value that it has before version 1.37 of the convention.
+
+    Example:
+        >>> former_attribute("gen_ai.provider.name", "azure.ai.openai")
+        ('gen_ai.system', 'az.ai.openai')
+    """
+    if name != "gen_ai.provider.name":
+        return name, value
+    return "gen_ai.system", _FORMER_PROVIDERS.get(value, value) if isinstance(value, str) else value
 
 
 def check_keywords(function: str, given: Mapping[str, Any], keywords: Any, **where: str) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from ._calls import Call, CallSummary
 from ._genai import (
     Amount,
     EmbeddingCall,
@@ -277,6 +278,7 @@ class StageContext:
     _artifacts: list[Artifact] | None = None
     _blocked_ns = 0
     _attributes: dict[str, Any] | None = None
+    _calls: CallSummary | None = None
     _child_runs: dict[str, ChildRun] | None = None
     _child_runs_total = 0
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
@@ -560,6 +562,27 @@ class StageContext:
             self._amend(totals)
         if (account := self._recorder.account) is not None:
             account.add(self._sequence, amounts)
+
+    def _record_call(self, call: Call) -> bool:
+        """Add a call to another service to the attributes; return False if the attempt has ended."""
+        if self._sealed:
+            return False
+        amounts = call.amounts()
+        with _adding:
+            if self._calls is None:
+                self._calls = CallSummary()
+            if self._attributes is None:
+                self._attributes = {}
+            changed: dict[str, Any] = {
+                **added(self._attributes, amounts),
+                **self._calls.add(call),
+            }
+            self._attributes.update(changed)
+            sealed = self._sealed
+        self._recorder.add_to_run(amounts)
+        if sealed:  # it ended in the meantime: the fields may be missing from its event
+            self._amend(changed)
+        return True
 
     def _check_budget(self) -> None:
         account = self._recorder.account

@@ -47,6 +47,7 @@ __all__ = [
     "prefix_of",
     "roles",
     "span_id",
+    "span_id_of_attempt",
 ]
 
 SCHEMA_VERSION = 1
@@ -514,9 +515,19 @@ def span_id(base: int, sequence: int = 0, attempt: int = -1) -> str:
     Args:
         base: 64 random bits of the run.
         sequence: Position of the stage in its pipeline, starting at 0.
-        attempt: Number of the attempt; -1 for the run.
+        attempt: Number of the attempt; -1 for the run. 0 (`when=` is evaluated) has the id of attempt 1.
     """
-    return "%016x" % ((base + (sequence << 16) + attempt + 1) & 0xFFFF_FFFF_FFFF_FFFF or 1)
+    return "%016x" % ((base + (sequence << 16) + (attempt or 1) + 1) & 0xFFFF_FFFF_FFFF_FFFF or 1)
+
+
+def span_id_of_attempt(known: str, known_attempt: int, attempt: int) -> str:
+    """Return the span id of an attempt, given that of another attempt of the same stage and run.
+
+    Example:
+        >>> span_id_of_attempt(span_id(7, 3, 2), 2, 1) == span_id(7, 3, 1)
+        True
+    """
+    return "%016x" % ((int(known, 16) + (attempt or 1) - (known_attempt or 1)) & 0xFFFF_FFFF_FFFF_FFFF or 1)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

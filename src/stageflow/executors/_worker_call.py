@@ -15,6 +15,8 @@ from typing import Any, NoReturn, Protocol
 
 from msgspec import UNSET
 
+from .._activation import activate
+from .._calls import Call as ServiceCall
 from .._items import ItemAttempt
 from .._log_tail import FORMATTING, LOG_CAPTURE, LogTail, format_record, is_internal_logger
 from ..budget import Account
@@ -96,7 +98,7 @@ class WorkerCalls:
 
         def function() -> Callable[..., Any]:
             # What the module or the class records and logs belongs to the stage, too.
-            current_stage.set(WorkerContext(call.context, call.context.attempts[0], reports))
+            activate(WorkerContext(call.context, call.context.attempts[0], reports))
             return self._function(call.function)
 
         return call, copy_context().run(function)
@@ -150,7 +152,7 @@ def _start(
         for path, variable in context_variables(call.variables).items():
             variable.set(call.variables[path])
     ctx = WorkerContext(call.context, call.context.attempts[number], reports)
-    current_stage.set(ctx)
+    activate(ctx)
     given = (ctx, *arguments) if call.takes_context else arguments
     result = function(*given, **call.keywords)
     if call.is_generator and inspect.isasyncgen(result):
@@ -349,6 +351,10 @@ class WorkerContext(StageContext):
 
     def _add(self, amounts: Mapping[str, Any]) -> None:
         self.reports.recorded("_add", (self._as_amounts(amounts),))
+
+    def _record_call(self, call: ServiceCall) -> bool:
+        self.reports.recorded("_record_call", (call,))
+        return True
 
     def _usage_started(self) -> None:
         self.reports.recorded("_usage_started", ())

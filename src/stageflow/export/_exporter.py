@@ -99,6 +99,14 @@ class Exporter(abc.ABC):
         """Description of the target for logs and `stageflow export status`, without secrets."""
         return type(self).__name__
 
+    def open(self, journal: str) -> None:
+        """Prepare to send the events of a journal. Called before the first batch; does nothing by default.
+
+        Args:
+            journal: Path of the directory.
+        """
+        return
+
     @abc.abstractmethod
     async def send(self, batch: Batch) -> Sent:
         """Send a batch, and return once the target has stored it.

@@ -26,6 +26,8 @@ _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 
+_GENAI = ("1.37", "1.36")
+
 _ENCODINGS: Mapping[str, type[Encoding]] = {"protobuf": ProtobufEncoding, "json": JsonEncoding}
 
 
@@ -49,6 +51,8 @@ class OtlpExporter(Exporter):
         logs: Whether to send log records; default True. Some backends accept only spans. With False, custom
             events and amendments are not sent, but count as sent.
         openinference: Whether to add `openinference.span.kind` to spans; default False.
+        genai: Version of the semantic conventions for generative AI: "1.37" (default) for the names of 1.37
+            and later, or "1.36" for backends that expect `gen_ai.system` instead of `gen_ai.provider.name`.
         compress: Whether to compress requests with gzip; default True.
         timeout: Maximum duration of a request and its response, in seconds; default 30.
 
@@ -69,6 +73,7 @@ class OtlpExporter(Exporter):
         encoding: str | None = None,
         logs: bool = True,
         openinference: bool = False,
+        genai: str = "1.37",
         compress: bool = True,
         timeout: float = 30.0,
     ) -> None:
@@ -86,13 +91,15 @@ class OtlpExporter(Exporter):
             encoding = os.environ.get(_PROTOCOL, "http/protobuf").removeprefix("http/")
         if encoding not in _ENCODINGS:
             raise invalid_argument("OtlpExporter", "encoding", encoding, '"protobuf" or "json"')
+        if genai not in _GENAI:
+            raise invalid_argument("OtlpExporter", "genai", genai, '"1.37" or "1.36"')
         check_http(_FEATURE, _EXTRA)
         self.name = name_of_url(f"otlp+{base}") if name is None else check_name(name)
         self._base = base
         self._headers_env = headers_env or (_HEADERS if _HEADERS in os.environ else None)
         self._encoding = _ENCODINGS[encoding]()
         self._send_logs = logs
-        self._builder = SpanBuilder(openinference=openinference)
+        self._builder = SpanBuilder(openinference=openinference, former_genai=genai == "1.36")
         self._compress = compress
         self._timeout = timeout
         self._client: HttpClient | None = None
@@ -103,8 +110,11 @@ class OtlpExporter(Exporter):
     def target(self) -> str:
         return f"otlp+{without_secrets(self._base)}"
 
+    def open(self, journal: str) -> None:
+        self._builder.read_missing_from(journal)
+
     async def send(self, batch: Batch) -> Sent:
-        records = [self._builder.convert(event) for event in batch.events]
+        records = self._builder.convert(batch.events)
         spans = [record for record in records if isinstance(record, Span)]
         logs = [record for record in records if isinstance(record, LogRecord)]
         sent = Sent()

@@ -243,6 +243,7 @@ class ExportRunner:
     def _export(self, runner: asyncio.Runner, reader: JournalReader) -> None:
         """Export until the runner is stopped. This process holds the cursor."""
         self.status = "exporting"
+        self.exporter.open(self.journal)
         letters = DeadLetters(rejected_directory(self.journal, self.exporter.name))
         letters.remove_from(reader.events)
         self._resume(reader)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from .._genai import former_attribute
 from .._state_file import decoder
 from .._time import epoch_us, get_clock
-from ..journal import is_timestamp
-from ..schema import PipelineWide, StageWide, prefix_of
+from ..errors import StageflowError
+from ..journal import Journal, is_timestamp
+from ..schema import PipelineWide, StageWide, prefix_of, span_id_of_attempt
 from ._batch import ExportEvent
 
 __all__ = ["Attribute", "LogRecord", "Resource", "Span", "SpanBuilder"]
@@ -33,7 +35,10 @@ _INFO = 9
 """Severity of a log record."""
 
 _MAX_STAGES = 20_000
-"""Number of stages whose span ids are kept for the links of the stages that depend on them."""
+"""Number of stages and runs whose span ids are kept for links and amendments."""
+
+_MAX_READ = 200
+"""Number of runs that are read from the journal, because their first events were exported earlier."""
 
 
 class Span(Struct, frozen=True, gc=False):
@@ -64,6 +69,14 @@ class LogRecord(Struct, frozen=True, gc=False):
     severity: int = _INFO
 
 
+class _KnownSpan(Struct, frozen=True, gc=False):
+    """The span of a run, or of the last attempt of a stage."""
+
+    trace_id: str
+    span_id: str
+    attempt: int
+
+
 class _Trace(Struct, gc=False):
     trace_id: str
     span_id: str
@@ -81,6 +94,7 @@ class _Wide(Struct, gc=False):
     error_type: str | None = None
     exception: dict[str, Any] | None = None
     dependencies: list[str] = []
+    attempt: int = 0
     attributes: dict[str, Any] = {}
     trace: _Trace | None = None
 
@@ -120,6 +134,9 @@ _IDS = {
     "org_id": "stageflow.org_id",
 }
 
+_CALLS_WITH_SPANS = "gen_ai.client.count"
+"""An attribute that a span processor sets: the calls of the attempt have their own spans."""
+
 _OPENINFERENCE = {
     "chat": "LLM",
     "text_completion": "LLM",
@@ -135,40 +152,62 @@ class SpanBuilder:
     """Converts events, in the order of the journal.
 
     A dependency of a stage becomes a link to the span of the last attempt of that stage. Its id is known if
-    this object converted that span among the last 20,000 stages.
+    this object converted that span among the last 20,000, or if it can be read from the journal, for
+    the runs that were in progress when an earlier process stopped exporting. So a span that is sent again
+    has the same content.
 
     Args:
         openinference: Whether to add `openinference.span.kind`.
+        former_genai: Whether to use the attribute names for generative AI before version 1.37.
     """
 
-    def __init__(self, *, openinference: bool = False) -> None:
+    def __init__(self, *, openinference: bool = False, former_genai: bool = False) -> None:
         self._openinference = openinference
-        self._spans: OrderedDict[tuple[str | None, str], tuple[str, str]] = OrderedDict()
+        self._former_genai = former_genai
+        self._spans: OrderedDict[tuple[str | None, str | None], _KnownSpan] = OrderedDict()
+        self._journal: Journal | None = None
+        self._read: set[str] = set()
 
-    def convert(self, event: ExportEvent) -> Span | LogRecord:
-        """Return the span or the log record of an event. Never raises because of its content."""
-        data = _decode_object(event.json) or {}
-        if event.type in ("stage.wide", "pipeline.wide"):
-            wide = _converted(data, _Wide)
-            if wide is not None and is_timestamp(wide.started_at) and is_timestamp(wide.ended_at):
-                return self._span(event, wide, data)
-        return self._log(event, data)
+    def read_missing_from(self, journal: str) -> None:
+        """Read the spans of runs whose first events this object did not convert from a journal."""
+        self._journal = Journal(journal)
+
+    def convert(self, events: Sequence[ExportEvent]) -> Sequence[Span | LogRecord]:
+        """Return the spans and log records of a batch of events. Never raises because of their content."""
+        decoded = [_decode_object(event.json) or {} for event in events]
+        # Spans first: an event that a stage emits precedes the event of its attempt.
+        spans = [self._span_or_none(event, data) for event, data in zip(events, decoded, strict=True)]
+        return [
+            self._log(event, data) if span is None else span
+            for event, data, span in zip(events, decoded, spans, strict=True)
+        ]
+
+    def _span_or_none(self, event: ExportEvent, data: Mapping[str, Any]) -> Span | None:
+        if event.type not in ("stage.wide", "pipeline.wide"):
+            return None
+        wide = _converted(data, _Wide)
+        if wide is None or not is_timestamp(wide.started_at) or not is_timestamp(wide.ended_at):
+            return None
+        return self._span(event, wide, data)
 
     def _span(self, event: ExportEvent, wide: _Wide, data: Mapping[str, Any]) -> Span:
         trace = wide.trace or _derived_trace(event)
         name = wide.stage_name or wide.pipeline_name or event.type
         links = []
         if wide.stage_name is not None:
-            links = [link for each in wide.dependencies if (link := self._spans.get((event.run_id, each)))]
-            self._remember((event.run_id, wide.stage_name), (trace.trace_id, trace.span_id))
+            known = [self._known(event.run_id, each) for each in wide.dependencies]
+            links = [(each.trace_id, each.span_id) for each in known if each is not None]
+        span = _KnownSpan(trace.trace_id, trace.span_id, wide.attempt)
+        self._remember((event.run_id, wide.stage_name), span)
         attributes = [*_fields(data), *_ids(data)]
         if wide.error_type is not None:
             attributes.append(("error.type", wide.error_type))
         if wide.exception is not None:
             attributes += _exception(wide.exception)
-        attributes += wide.attributes.items()
+        custom = dict(self._custom(wide.attributes, is_sum=wide.stage_name is None))
+        attributes += custom.items()
         if self._openinference:
-            attributes.append(("openinference.span.kind", _kind(data, wide.attributes)))
+            attributes.append(("openinference.span.kind", _kind(data, custom)))
         failed = wide.status in ("FAIL", "RETRY")
         return Span(
             resource=_resource(data),
@@ -191,7 +230,8 @@ class SpanBuilder:
         if event.revision:
             name = "stageflow.amendment"
             amended = data.get("attributes")
-            attributes += amended.items() if isinstance(amended, dict) else ()
+            is_run = not isinstance(stage, str)
+            attributes += self._custom(amended, is_sum=is_run) if isinstance(amended, dict) else ()
             attributes.append(("stageflow.revision", event.revision))
         if isinstance(stage, str):
             attributes.append(("stageflow.stage_name", stage))
@@ -205,7 +245,7 @@ class SpanBuilder:
             for key, value in data.items()
             if key not in own and key not in ("correlation_ids", "pipeline_metadata", "schema_version")
         ]
-        known = self._spans.get((event.run_id, stage)) if isinstance(stage, str) else None
+        trace_id, span_id = self._ids_of_span(event, stage if isinstance(stage, str) else None, data)
         times = (data.get("amended_at"), data.get("emitted_at"), data.get("ended_at"))
         at = next((time for time in times if isinstance(time, str) and is_timestamp(time)), None)
         return LogRecord(
@@ -213,11 +253,69 @@ class SpanBuilder:
             time_ns=epoch_us(at) * 1000 if at is not None else get_clock().wall_ns(),
             name=name,
             attributes=_unique(attributes),
-            trace_id=known[0] if known is not None else None,
-            span_id=known[1] if known is not None and event.revision else None,
+            trace_id=trace_id,
+            span_id=span_id,
         )
 
-    def _remember(self, stage: tuple[str | None, str], span: tuple[str, str]) -> None:
+    def _custom(self, attributes: Mapping[str, Any], *, is_sum: bool = False) -> Iterable[Attribute]:
+        """Return the attributes that the application set.
+
+        Backends add up the usage of models in all spans. The usage in the span of a run is that of its
+        stages, and the usage that a span processor recorded is also in the spans of the calls: such
+        attributes get a prefix.
+
+        Args:
+            attributes: The attributes.
+            is_sum: Whether they are those of a run.
+        """
+        is_sum = is_sum or _CALLS_WITH_SPANS in attributes
+        for name, value in attributes.items():
+            if is_sum and name.startswith("gen_ai."):
+                yield f"stageflow.{name}", value
+            elif self._former_genai:
+                yield former_attribute(name, value)
+            else:
+                yield name, value
+
+    def _ids_of_span(
+        self, event: ExportEvent, stage: str | None, data: Mapping[str, Any]
+    ) -> tuple[str | None, str | None]:
+        """Return the trace id and the span id of the run or the attempt that an event belongs to."""
+        if event.revision:
+            known, attempt = self._known(event.run_id, stage), event.id.rpartition("/")[2]
+        else:
+            known, attempt = self._spans.get((event.run_id, stage)), str(data.get("attempt"))
+        if known is None:
+            return None, None
+        if stage is None or not attempt.isdecimal():
+            return known.trace_id, known.span_id
+        return known.trace_id, span_id_of_attempt(known.span_id, known.attempt, int(attempt))
+
+    def _known(self, run_id: str | None, stage: str | None) -> _KnownSpan | None:
+        """Return the span of a run, or of the last attempt of a stage, if it is known."""
+        if (run_id, stage) not in self._spans and run_id is not None:
+            self._read_run(run_id)
+        return self._spans.get((run_id, stage))
+
+    def _read_run(self, run_id: str) -> None:
+        """Read the spans of a run from the journal, unless it was read before."""
+        if self._journal is None or run_id in self._read or len(self._read) >= _MAX_READ:
+            return
+        self._read.add(run_id)
+        try:
+            record = self._journal.run(run_id)
+        except (StageflowError, OSError):  # deleted by retention
+            return
+        for event in (*record.stages, record.run):
+            wide = _converted(event, _Wide)
+            if wide is not None and wide.trace is not None:
+                key = (run_id, wide.stage_name)
+                known = self._spans.get(key)
+                if known is None or known.attempt < wide.attempt:
+                    span = _KnownSpan(wide.trace.trace_id, wide.trace.span_id, wide.attempt)
+                    self._remember(key, span)
+
+    def _remember(self, stage: tuple[str | None, str | None], span: _KnownSpan) -> None:
         self._spans[stage] = span
         self._spans.move_to_end(stage)
         if len(self._spans) > _MAX_STAGES:

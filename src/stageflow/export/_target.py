@@ -33,6 +33,7 @@ _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
 
 _OPTIONS = (
     *("url", "url_env", "name", "secret_env", "headers_env", "schema", "encoding", "logs", "openinference"),
+    *("genai",),
     *("compress", "timeout", "subject", "credentials_file", "config", "config_env"),
 )
 

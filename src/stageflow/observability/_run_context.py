@@ -130,7 +130,8 @@ def _trace(
     given = parse_traceparent(traceparent)
     if parent is not None and given is None:
         return Trace(parent._trace.trace_id, own_span, parent_span), parent._flags
-    if (active := active_span()) is not None:
+    # The span of the attempt that starts this run is active, too, but `traceparent` takes precedence over it.
+    if (active := active_span()) is not None and active[1] != parent_span:
         trace_id, active_id, flags = active
         return Trace(trace_id, own_span, active_id), flags
     if given is not None:

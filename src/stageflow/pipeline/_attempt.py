@@ -7,9 +7,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
+from .._activation import activate
 from .._fork import FORKED
 from .._interrupts import INTERRUPTS, is_a
-from ..context import StageContext, current_stage
+from ..context import StageContext
 from ..errors import StageTimeoutError, describe, is_internal_code, with_message
 from ..retry import Retry
 from ..stages import StageOutput, StageStatus
@@ -275,7 +276,7 @@ def first_step(ctx: StageContext, call: Call, /, *args: Any) -> tuple[Coroutine[
     Raises:
         StopIteration: The attempt ended without suspending; `value` is its return value.
     """
-    current_stage.set(ctx)
+    activate(ctx)
     try:
         try:
             steps = call(*args)

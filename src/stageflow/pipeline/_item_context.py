@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
+from .._calls import Call
 from .._inputs import StageInputs
 from .._log_tail import LogTail
 from ..context import StageContext
@@ -56,6 +57,9 @@ class ItemContext(StageContext):
 
     def send(self, value: Any) -> Awaitable[None]:
         return self._of_stage.send(value)
+
+    def _record_call(self, call: Call) -> bool:
+        return self._of_stage._record_call(call)
 
     def _usage_started(self) -> None:
         self._of_stage._usage_started()

@@ -10,6 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ..._calls import CALL_ROLES
 from ..._genai import ATTRIBUTE_ROLES
 from ...schema import (
     CorrelationIds,
@@ -70,13 +71,14 @@ def is_time_name(name: str) -> bool:
 
 
 def attribute_role(name: str) -> Role | None:
-    """Return the role of an attribute that `record_llm` and similar methods write; None for any other field.
+    """Return the role of an attribute that the library writes, such as by `record_llm`; None for any other.
 
     Example:
         >>> attribute_role("attributes.gen_ai.usage.output_tokens"), attribute_role("attributes.plan")
         (<Role.WORK: 'work'>, None)
     """
-    return ATTRIBUTE_ROLES.get(name.removeprefix(ATTRIBUTE))
+    attribute = name.removeprefix(ATTRIBUTE)
+    return ATTRIBUTE_ROLES.get(attribute) or CALL_ROLES.get(attribute)
 
 
 DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.json_type == "JSON") | {"rest"}

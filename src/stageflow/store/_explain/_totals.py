@@ -47,7 +47,7 @@ def count_rows(
         present: The columns whose values to count.
     """
     has_users = "user_id" in columns
-    needed = [*dict.fromkeys((*present, *(["user_id"] if has_users else [])))]
+    needed = sorted({*present, "user_id"} if has_users else {*present})
     counted = [
         *(f"count(*) FILTER ({side})" for side in _SIDES),
         *(f'coalesce(sum("#weight") FILTER ({side}), 0)' for side in _SIDES),

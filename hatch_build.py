@@ -18,7 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _STATIC = Path("src/stageflow/ui/static")
-_FILES = ("index.html", "app.js", "app.css", "worker.js")
+_FILES = ("index.html", "app.js", "app.css", "saved.js", "worker.js")
 _STAMP = "web.sha256"
 _NOTICES = "THIRD_PARTY_NOTICES"
 _IGNORED = {"node_modules", "dist"}

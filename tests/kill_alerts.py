@@ -96,7 +96,8 @@ for trial in range(first, last):
     ended = fork(trial, state, -1)
     left = read_state(state)
     counted = left.receivers["ops"].in_doubt
-    print(json.dumps([trial, died, len(in_doubt), ended, len(left.outbox), counted]), flush=True)
+    history = [[one.status, one.notices, one.receivers["ops"].sent] for one in left.history]
+    print(json.dumps([trial, died, len(in_doubt), ended, len(left.outbox), counted, history]), flush=True)
 """
 
 
@@ -142,7 +143,14 @@ def trials(folder: Path, first: int, last: int) -> list[Trial]:
 
 
 def _judged(
-    receiver: Receiver, number: int, died: int, in_doubt: int, ended: int, waiting: int, counted: int
+    receiver: Receiver,
+    number: int,
+    died: int,
+    in_doubt: int,
+    ended: int,
+    waiting: int,
+    counted: int,
+    history: list[list[object]],
 ) -> Trial:
     mine = [one for one in receiver.deliveries if one.path.endswith(f"?trial={number}")]
     told = Counter(one.id for one in mine)
@@ -158,6 +166,8 @@ def _judged(
         problems.append(f"{len(mine)} deliveries of {len(told)} notices, with {in_doubt} in doubt")
     if counted != in_doubt:
         problems.append(f"{counted} in doubt by its own count, {in_doubt} by ours")
+    if history != [["resolved", 2, 2]]:
+        problems.append(f"the history is {history}")
     return Trial(number, died, in_doubt, told, kinds, problems)
 
 

@@ -40,6 +40,7 @@ FOUNDATION = (
     "_failures",
     "_files",
     "_state_file",
+    "_explained",
     "render",
 )
 

@@ -185,6 +185,9 @@ def test_status_shows_alerts_and_silences_them(tmp_path: Path, opened: Callable[
     with serve(evaluated(tmp_path)) as served:
         page = opened(served, "view=status").page
         expect(page.get_by_role("table", name="Alerts")).to_contain_text("runs fail")
+        incidents = page.get_by_role("table", name="Incidents")
+        expect(incidents).to_contain_text("runs fail")
+        expect(incidents).to_contain_text("firing")
 
 
 # ---------------------------------------------------------------- from an anomaly to its cause
@@ -327,7 +330,7 @@ def test_findings_without_causes_are_provisional_and_nothing_moves_when_the_caus
 ) -> None:
     page = opened(ui, "view=explore").page
     held: list[Route] = []
-    page.route("**/api/overview?*explain=1*", lambda route: held.append(route))
+    page.route("**/api/causes*", lambda route: held.append(route))
     page.get_by_role("link", name="Overview").click()
     findings = page.get_by_role("region", name="Findings")
     expect(findings).to_contain_text("Searching for causes")
@@ -670,6 +673,38 @@ def test_saved_page_escapes_its_records(tmp_path: Path, browser: Browser) -> Non
         assert watched.page.evaluate("window.pwned") is None
         assert watched.problems == []
         context.close()
+
+
+def test_saved_run_with_many_stages_or_attributes_is_small(tmp_path: Path, browser: Browser) -> None:
+    stages = {f"stage-{number}": 5.0 + number for number in range(500)}
+    attributes = {f"key-{number}": f"value {number * 7919 % 10007}" for number in range(10_000)}
+    runs = [{"second": 1, "stage_ms": stages}, {"second": 2, "stage_ms": stages, "attributes": attributes}]
+    folder = write(tmp_path / "journal", iter(runs))
+    for number in range(len(runs)):
+        file = tmp_path / f"{number}.html"
+        command_line("show", f"{number:08d}-run", "--html", str(file), "--journal", str(folder))
+        assert file.stat().st_size < 300_000
+    context = browser.new_context()
+    watched = Watched(context)
+    watched.page.goto(file.as_uri())
+    expect(watched.page.locator("main")).to_contain_text("stage-499")
+    assert watched.problems == []
+    context.close()
+
+
+def test_explore_is_saved_as_a_small_file(ui: Served, opened: Callable[..., Watched], tmp_path: Path) -> None:
+    page = opened(ui, "view=explore&select=failed&by=user_id").page
+    settle(page)
+    page.get_by_role("button", name="Share").click()
+    with page.expect_download() as download:
+        page.get_by_role("menuitem", name=re.compile("HTML")).click()
+    file = tmp_path / "explore.html"
+    download.value.save_as(file)
+    assert file.stat().st_size < 300_000
+    saved = Watched(page.context)
+    saved.page.goto(file.as_uri())
+    expect(saved.page.locator("main")).to_contain_text("attributes.model = m-large")
+    assert saved.problems == []
 
 
 def test_view_is_saved_as_a_file(ui: Served, opened: Callable[..., Watched], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,26 @@ def test_signal_ends_the_server_during_queries_and_streams(journal: Path, ends: 
         assert ui.process.wait(10) in (0, 130, -ends)
         for connection in streams + queries:
             connection.close()
+
+
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_server_while_it_reads_the_records(
+    tmp_path: Path, journal: Path, ends: signal.Signals
+) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    segment = max(journal.glob("*.ndjson"), key=lambda file: file.stat().st_size)
+    content = segment.read_bytes()
+    # Reading 160 MB takes several seconds.
+    (folder / segment.name).write_bytes(content * ((160 << 20) // len(content)))
+    with serve(folder) as ui:
+        waiting = raw(ui, "/api/snapshot")
+        assert ui.client.get("/api/nothing").status_code == 404  # the server has received the first request
+        began = time.monotonic()
+        ui.process.send_signal(ends)
+        assert ui.process.wait(10) in (0, 130, -ends)
+        assert time.monotonic() - began < 1
+        waiting.close()
 
 
 # ---------------------------------------------------------------- files

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,14 +22,16 @@ from conftest import Program
 from test_explain_more import write
 from ui_server import Served, serve
 
-from stageflow.ui import _api
+from stageflow.store import PinnedStore
+from stageflow.ui import _api, explanation_as_html
 
 ENDLESS = "select sum(a.range * b.range) from range(1000000) a, range(1000000) b"
 """A query that takes hours."""
 
 QUESTIONS: dict[str, tuple[dict[str, str], Any]] = {
     "snapshot": ({}, _api.SnapshotInfo),
-    "overview": ({"explain": "1"}, _api.Overview),
+    "overview": ({}, _api.Overview),
+    "causes": ({}, _api.Causes),
     "runs": ({"count": "1", "where": "failed"}, _api.Runs),
     "live": ({}, _api.Runs),
     "run": ({"id": "last", "explain": "1"}, _api.RunDetails),
@@ -280,7 +285,7 @@ def test_condition_of_each_error_selects_its_runs(ui: Served) -> None:
 
 
 def test_overview_names_the_cause(ui: Served) -> None:
-    first = ui.get("overview", explain="1")["findings"][0]
+    first = ui.get("causes")["findings"][0]
     assert first["level"] == "bad"
     assert "m-large" in first["text"]
     assert ui.get("runs", where=first["where"], count="1")["total"] > 10
@@ -460,7 +465,7 @@ def test_journal_without_runs_is_shown(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     with serve(tmp_path / "journal") as ui:
         assert ui.get("runs")["rows"] == []
-        assert ui.get("overview", explain="1")["findings"][0]["level"] == "ok"
+        assert ui.get("causes")["findings"][0]["level"] == "ok"
         assert ui.get("heatmap")["cells"] == []
         assert ui.get("facets")["fields"] == []
         assert ui.get("series")["groups"][0]["count"]
@@ -522,12 +527,69 @@ def test_firing_alert_is_a_finding_and_a_mark(tmp_path: Path) -> None:
         assert not [mark for mark in before if mark["kind"] == "alert"]
 
 
+def test_resolved_incident_is_in_the_status_and_a_mark(tmp_path: Path) -> None:
+    journal = evaluated(tmp_path)
+    (tmp_path / "alerts.toml").write_text(RULES.replace("above = 0.01", "above = 0.99"))
+    command = ["alerts", "run", "--rules", str(tmp_path / "alerts.toml"), "--journal", str(journal)]
+    subprocess.run([sys.executable, "-m", "stageflow", *command], check=True, capture_output=True, timeout=60)
+    with serve(journal) as ui:
+        (incident,) = ui.get("status")["incidents"]
+        assert (incident["rule"], incident["status"]) == ("runs fail", "resolved")
+        shown = ui.get("overview", since="365d")
+        (mark,) = [mark for mark in shown["series"]["marks"] if mark["kind"] == "alert"]
+        assert (mark["at"], mark["until"]) == (incident["began"], incident["ended_at"])
+        assert mark in shown["changes"]
+        assert not [finding for finding in shown["findings"] if finding["view"] == "status"]
+
+
+def test_snapshot_states_whether_a_process_writes(tmp_path: Path) -> None:
+    journal = planted(tmp_path / "journal", 5)
+    writer = f"""
+import sys
+from stageflow import JournalSink
+from stageflow.events import Event
+sink = JournalSink({str(journal)!r})
+sink.deliver(Event(type="app.started", body={{}}))
+print("open", flush=True)
+sys.stdin.read()
+sink.close()
+"""
+    with serve(journal) as ui:
+        assert ui.get("snapshot")["writing"] is False
+        process = subprocess.Popen(
+            [sys.executable, "-c", writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        assert ui.get("snapshot")["writing"] is True
+        process.communicate(timeout=30)
+        assert ui.get("snapshot")["writing"] is False
+
+
 def test_actions_are_not_allowed_by_default(tmp_path: Path) -> None:
     with serve(evaluated(tmp_path)) as ui:
         assert ui.get("snapshot")["actions"] is False
         body = {"rule": "runs fail", "hours": 2, "reason": "deployment"}
         assert ui.client.post("/api/silence", json=body).status_code == 403
         assert ui.get("status")["alerts"][0]["silence"] is None
+
+
+# ---------------------------------------------------------------- saved pages
+
+
+def test_explanation_is_saved_with_the_command_that_repeats_it(journal: Path) -> None:
+    with PinnedStore(journal) as store:
+        compared = store.explain("duration_ms > 500", against="duration_ms < 200")
+        default = store.explain()
+        pages = [explanation_as_html(store, one).decode() for one in (compared, default)]
+    found = [re.search(r'id="responses" data-encoding="gzip">([^<]*)<', page) for page in pages]
+    bodies = [json.loads(gzip.decompress(base64.b64decode(one[1]))) for one in found if one]
+    first, second = (
+        next(body["command"] for key, body in each.items() if key.startswith("api/differences"))
+        for each in bodies
+    )
+    assert first == "stageflow explain 'duration_ms > 500' --against 'duration_ms < 200'"
+    assert second == "stageflow explain failed"
 
 
 # ---------------------------------------------------------------- mounted in an application

@@ -61,6 +61,7 @@ _QUESTIONS: tuple[tuple[str, str, dict[str, str], str], ...] = (
         f'select org_id, "attributes.region", count(*), count(*) filter ({_SELECT}) from runs group by all',
     ),
     ("overview", "overview", {}, "select count(*), count(*) filter (failed) from runs"),
+    ("causes", "causes", {}, "select columns(*) from runs"),
     ("errors", "errors", {}, "select error_type, count(*) from stages where status = 'FAIL' group by 1"),
     (
         "run",

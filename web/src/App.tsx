@@ -1,9 +1,7 @@
 /** The page around the views. */
 
 import type { JSX } from "preact";
-import { useEffect, useState } from "preact/hooks";
-import type { Status as StatusData } from "./api";
-import { expired, offline, request } from "./client";
+import { expired, offline } from "./client";
 import { count, time, zoneName } from "./format";
 import { Icon, type IconName } from "./icons";
 import { FilterBar } from "./parts/FilterBar";
@@ -99,7 +97,7 @@ function LiveSwitch(): JSX.Element {
   const on = useStore(live);
   const gone = useStore(offline);
   const info = useStore(snapshot);
-  const isWritten = useWriting() || Boolean(info?.in_progress);
+  const isWritten = info?.writing || Boolean(info?.in_progress);
   const state = gone
     ? "No connection"
     : !on
@@ -123,24 +121,6 @@ function LiveSwitch(): JSX.Element {
       {on ? "Live" : "Live off"}
     </button>
   );
-}
-
-const WRITERS_MS = 30_000;
-
-/** Whether a process has the journal open for writing. */
-function useWriting(): boolean {
-  const [isOpen, setOpen] = useState(false);
-  useEffect(() => {
-    const ask = () =>
-      void request<StatusData>("writers", "api/status", {}).then(
-        ({ writers }) => setOpen(writers.some((writer) => writer.open)),
-        () => setOpen(false),
-      );
-    ask();
-    const timer = setInterval(() => !document.hidden && !offline.value && ask(), WRITERS_MS);
-    return () => clearInterval(timer);
-  }, []);
-  return isOpen;
 }
 
 function Settings(): JSX.Element {

@@ -9,6 +9,12 @@ export type Bin = {
   rest: number;
 };
 
+/** What the runs of the findings have in common, which takes longer: `GET /api/causes`. */
+export type Causes = {
+  snapshot: number;
+  findings: Finding[];
+};
+
 /** A cell of a heatmap that is not empty; a JSON array. */
 export type Cell = [number, number, number, number, number];
 
@@ -202,6 +208,28 @@ export type Heatmap = {
   sql: string;
 };
 
+/** One incident in the history of alerts: a period in which an alert fired. */
+export type IncidentRecord = {
+  id: string;
+  rule: string;
+  kind: string;
+  severity: string;
+  pipeline: string | null;
+  stage: string | null;
+  status: "firing" | "removed" | "resolved";
+  began: string;
+  fired_at: string;
+  ended_at: string | null;
+  worst: number | null;
+  worst_at: string;
+  summary: string;
+  threshold: string;
+  subjects: string[];
+  notices: number;
+  silences: Silence[];
+  receivers: Record<string, ReceiverState>;
+};
+
 /** Fields that were not compared, and the reason. */
 export type LeftOut = {
   reason: string;
@@ -224,6 +252,7 @@ export type Location = {
 /** A vertical mark in a chart over time. */
 export type Mark = {
   at: string;
+  until: string | null;
   kind: "alert" | "error" | "version";
   label: string;
   where: string | null;
@@ -243,8 +272,8 @@ export type Overview = {
   findings: Finding[];
   series: Series;
   changes: Mark[];
-  slowest: RunRow[];
-  failing: RunRow[];
+  slowest: RunSummary[];
+  failing: RunSummary[];
 };
 
 /** The rows of the selection, or of the rest, that match a condition. */
@@ -260,6 +289,16 @@ export type Problem = {
   status: number;
   hint: string | null;
   reason: "expired" | "internal" | "invalid" | "replaced" | "snapshot" | "store" | "timeout";
+};
+
+/** Counters of the deliveries to one receiver. */
+export type ReceiverState = {
+  sent: number;
+  attempts: number;
+  failures: number;
+  in_doubt: number;
+  given_up: number;
+  last_error: string | null;
 };
 
 /** Everything about one run: `GET /api/run?id=RUN`. */
@@ -291,7 +330,7 @@ export type RunExplanation = {
 };
 
 /** A run in a list. */
-export type RunRow = {
+export type RunSummary = {
   run_id: string;
   pipeline: string;
   status: string;
@@ -314,7 +353,7 @@ export type RunRow = {
 /** A page of runs: `GET /api/runs?limit=200&before=CURSOR`. */
 export type Runs = {
   snapshot: number;
-  rows: RunRow[];
+  rows: RunSummary[];
   next: string | null;
   total: number | null;
   sql: string;
@@ -355,6 +394,15 @@ export type SeriesGroup = {
   p99_ms: (number | null)[];
 };
 
+/** Temporarily suppresses the notifications of an alert; the rule is still evaluated. */
+export type Silence = {
+  until: string;
+  reason: string;
+  since: string | null;
+  rule: string | null;
+  by: string | null;
+};
+
 /** The body of `POST /api/silence`, which suppresses the notifications of an alert. */
 export type SilenceRequest = {
   rule: string;
@@ -369,6 +417,7 @@ export type SnapshotInfo = {
   source: string;
   runs: number;
   in_progress: number;
+  writing: boolean;
   pipelines: string[];
   first_at: string | null;
   last_at: string | null;
@@ -455,6 +504,7 @@ export type Status = {
   snapshot: number;
   source: string;
   alerts: (Record<string, unknown>)[];
+  incidents: IncidentRecord[];
   alerts_error: string | null;
   writers: WriterStatus[];
   cursors: CursorStatus[];

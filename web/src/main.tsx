@@ -12,6 +12,6 @@ function main(): void {
   render(<App />, root);
 }
 
-// In a saved page the script is inlined, and may come before the element.
+// A saved page may still be loading when its script is unpacked.
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", main);
 else main();

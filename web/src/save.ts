@@ -4,7 +4,7 @@ import { announce } from "./parts/Toast";
 import { currentPage } from "./page";
 import { shown } from "./query";
 import { parameters } from "./router";
-import { encodeResponses } from "./saved";
+import { pack } from "./saved";
 import { snapshot } from "./stream";
 
 /** JSON that contains no `<`, so that no text in it can end the script element. */
@@ -20,8 +20,8 @@ async function asset(name: string): Promise<string> {
 
 export async function saveAsHtml(): Promise<void> {
   try {
-    const [style, script] = await Promise.all([asset("app.css"), asset("app.js")]);
-    const text = await assemble(style, script);
+    const [style, script, start] = await Promise.all(["app.css", "app.js", "saved.js"].map(asset));
+    const text = await assemble(style ?? "", script ?? "", start ?? "");
     const anchor = document.createElement("a");
     anchor.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
     anchor.download = `stageflow-${currentPage()
@@ -35,7 +35,7 @@ export async function saveAsHtml(): Promise<void> {
   }
 }
 
-async function assemble(style: string, script: string): Promise<string> {
+async function assemble(style: string, script: string, start: string): Promise<string> {
   const query = new URLSearchParams(parameters.value).toString();
   const title = currentPage().title;
   const page = { query, title, saved_at: new Date().toISOString() };
@@ -49,10 +49,12 @@ async function assemble(style: string, script: string): Promise<string> {
     '<meta name="color-scheme" content="light dark">',
     `<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">`,
     `<title>${escaped(title)} · stageflow</title>`,
-    `<style>${style.replaceAll("</style", "<\\/style")}</style></head><body><div id="app"></div>`,
+    '</head><body><div id="app"></div>',
     `<script type="application/json" id="page">${json(page)}</script>`,
-    `<script type="application/json" id="responses" data-encoding="gzip">${await encodeResponses(responses)}</script>`,
-    `<script>${script.replaceAll("</script", "<\\/script")}</script>`,
+    `<script type="application/json" id="responses" data-encoding="gzip">${await pack(JSON.stringify(responses))}</script>`,
+    `<script type="text/plain" id="packed-style">${await pack(style)}</script>`,
+    `<script type="text/plain" id="packed-script">${await pack(script)}</script>`,
+    `<script>${start}</script>`,
     "</body></html>",
   ].join("\n");
 }

@@ -9,6 +9,8 @@
  *   with gzip, in Base64.
  *
  * In both, `<` is written as `\u003c`, so that no text can end the element.
+ *
+ * The style and the script of the page are compressed as well, in elements that `saved.js` reads.
  */
 
 export type SavedPage = { query: string; title: string; saved_at: string };
@@ -45,9 +47,9 @@ export async function savedResponse(key: string): Promise<unknown> {
   return (await responses)[key];
 }
 
-/** Return responses as the content of a `responses` element with the encoding gzip. */
-export async function encodeResponses(bodies: Record<string, unknown>): Promise<string> {
-  const stream = new Blob([JSON.stringify(bodies)]).stream().pipeThrough(new CompressionStream("gzip"));
+/** Return a text compressed with gzip, in Base64. */
+export async function pack(content: string): Promise<string> {
+  const stream = new Blob([content]).stream().pipeThrough(new CompressionStream("gzip"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   let text = "";
   for (let at = 0; at < bytes.length; at += 8192)

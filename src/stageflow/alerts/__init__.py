@@ -1,6 +1,7 @@
 """Alerts: rules evaluated against the store, with a persistent state and notifications to receivers."""
 
 from ._evaluation import Evaluation, Finding, evaluate
+from ._history import alert_history
 from ._loop import AlertLoop
 from ._notice import Notice, sample_notice
 from ._receivers import Apprise, Call, NotDelivered, Receiver, Webhook
@@ -34,10 +35,16 @@ from ._run import (
     check_rules,
     present as present,
     run_alerts,
-    state_path as state_path,
     try_receivers,
 )
-from ._state import STATE_FILE as STATE_FILE, AlertState, read_state as read_state
+from ._state import (
+    STATE_FILE as STATE_FILE,
+    AlertState,
+    IncidentRecord,
+    ReceiverState as ReceiverState,
+    read_state as read_state,
+    state_path as state_path,
+)
 
 __all__ = [
     "AlertLoop",
@@ -53,6 +60,7 @@ __all__ = [
     "EventsDropped",
     "FailureRate",
     "Finding",
+    "IncidentRecord",
     "Measurement",
     "NewError",
     "NoRuns",
@@ -64,6 +72,7 @@ __all__ = [
     "SlowerThan",
     "SqlRows",
     "Webhook",
+    "alert_history",
     "check_rules",
     "evaluate",
     "parse_rules",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -9,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ._evaluation import why
+from ._history import count_delivery
 from ._notice import Notice
 from ._receivers import NotDelivered, Receiver
 from ._state import AlertState, Delivery, ReceiverState
@@ -63,15 +65,14 @@ def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Recei
             if not notice.receivers or receiver.name in notice.receivers
         ),
     ]
-    counted = dict(state.receivers)
     for name in {delivery.receiver for delivery in outbox}:
         waiting = [delivery for delivery in outbox if delivery.receiver == name]
         dropped = waiting if name not in names else waiting[: max(0, len(waiting) - _MAX_PENDING)]
+        for delivery in dropped:
+            state = count_delivery(state, name, delivery.notice.incident, _given_up)
         if dropped:
-            before = counted.get(name, ReceiverState())
-            counted[name] = replace(before, given_up=before.given_up + len(dropped))
             outbox = [delivery for delivery in outbox if delivery not in dropped]
-    return replace(state, outbox=tuple(outbox), receivers=counted)
+    return replace(state, outbox=tuple(outbox))
 
 
 def send_due(
@@ -94,17 +95,13 @@ def send_due(
             if delivery.next_at is not None and delivery.next_at > now:
                 # Later notifications wait as well: a resolve notification must follow the firing one.
                 break
-            count = state.receivers.get(receiver.name, ReceiverState())
             trying = replace(
                 delivery,
                 attempts=delivery.attempts + 1,
                 sending=True,
                 in_doubt=delivery.in_doubt or delivery.sending,
             )
-            count = replace(
-                count, attempts=count.attempts + 1, in_doubt=count.in_doubt + int(delivery.sending)
-            )
-            state = _put(state, delivery, trying, count)
+            state = _put(state, delivery, trying, functools.partial(_attempted, delivery.sending))
             save(state)
             failure = _try(receiver, trying)
             sent.append(
@@ -115,7 +112,7 @@ def send_due(
                     error=None if failure is None else failure.reason,
                 )
             )
-            state = _after(state, trying, count, failure, now)
+            state = _after(state, trying, failure, now)
             save(state)
             if failure is not None and not failure.final:
                 break
@@ -134,24 +131,37 @@ def _try(receiver: Receiver, delivery: Delivery) -> NotDelivered | None:
     return None
 
 
-def _after(
-    state: AlertState, tried: Delivery, count: ReceiverState, failure: NotDelivered | None, now: datetime
-) -> AlertState:
+def _after(state: AlertState, tried: Delivery, failure: NotDelivered | None, now: datetime) -> AlertState:
     if failure is None:
-        return _put(state, tried, None, replace(count, sent=count.sent + 1, last_error=None))
-    count = replace(count, failures=count.failures + 1, last_error=failure.reason)
+        return _put(state, tried, None, _accepted)
+    reason = failure.reason
+
+    def failed(count: ReceiverState) -> ReceiverState:
+        return replace(count, failures=count.failures + 1, last_error=reason)
+
     if failure.final or now - tried.notice.at > _GIVE_UP_AFTER:
-        return _put(state, tried, None, replace(count, given_up=count.given_up + 1))
+        return _put(state, tried, None, lambda count: _given_up(failed(count)))
     wait = max(backoff(tried.attempts), min(failure.retry_after or 0.0, _MAX_SECONDS))
     later = replace(tried, sending=False, next_at=now + timedelta(seconds=wait))
-    return _put(state, tried, later, count)
+    return _put(state, tried, later, failed)
 
 
-def _put(state: AlertState, old: Delivery, new: Delivery | None, count: ReceiverState) -> AlertState:
-    """Return the state with a delivery and the counters of its receiver replaced."""
+def _attempted(interrupted: bool, count: ReceiverState) -> ReceiverState:
+    return replace(count, attempts=count.attempts + 1, in_doubt=count.in_doubt + int(interrupted))
+
+
+def _accepted(count: ReceiverState) -> ReceiverState:
+    return replace(count, sent=count.sent + 1, last_error=None)
+
+
+def _given_up(count: ReceiverState) -> ReceiverState:
+    return replace(count, given_up=count.given_up + 1)
+
+
+def _put(
+    state: AlertState, old: Delivery, new: Delivery | None, change: Callable[[ReceiverState], ReceiverState]
+) -> AlertState:
+    """Return the state with a delivery replaced, and the counters of its receiver changed."""
     outbox = [new if each is old else each for each in state.outbox]
-    return replace(
-        state,
-        outbox=tuple(each for each in outbox if each is not None),
-        receivers={**state.receivers, old.receiver: count},
-    )
+    state = count_delivery(state, old.receiver, old.notice.incident, change)
+    return replace(state, outbox=tuple(each for each in outbox if each is not None))

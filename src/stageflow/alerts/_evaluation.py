@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from .._interrupts import is_a
 from .._log import log_safely
 from ..errors import StageflowError, describe
+from ._history import bounded, close, follow
 from ._notice import Notice
 from ._rule import Measurement, Rule, Silence, how_many, is_silenced, percent, rfc3339_of
-from ._state import AlertState, Incident, RuleState
+from ._state import AlertState, Incident, IncidentRecord, RuleState
 
 if TYPE_CHECKING:
     from ..store import Difference, EventStore
@@ -105,27 +106,31 @@ def evaluate(
     known: dict[str, RuleState] = {}
     notices: list[Notice] = []
     findings: list[Finding] = []
+    records = {record.id: record for record in state.history}
     for rule in rules:
         before = state.rules.get(rule.name, RuleState())
         try:
-            after, notice, finding = _evaluate(store, rule, before, silences, now)
+            after, notice, finding, record = _evaluate(store, rule, before, records, silences, now)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a custom rule may raise anything, and must not stop the others
             after = replace(before, evaluated_at=now, error=why(error), errors=before.errors + 1)
-            notice = None
+            notice = record = None
             finding = _finding(rule, after, None, None)
             if after.error != before.error:
                 log_safely(log, "cannot evaluate alert rule %r: %s", rule.name, after.error)
         known[rule.name] = after
         notices += [notice] if notice is not None else []
+        records |= {record.id: record} if record is not None else {}
         findings.append(finding)
-    notices += [
-        _close_orphaned(name, gone, now)
-        for name, gone in state.rules.items()
-        if name not in known and gone.incident is not None and gone.incident.notices
-    ]
-    return Evaluation(state=replace(state, rules=known), notices=tuple(notices), findings=tuple(findings))
+    for name, gone in state.rules.items():
+        if name not in known and gone.incident is not None:
+            if gone.incident.notices:
+                notices.append(_close_orphaned(name, gone, now))
+            if (orphaned := records.get(gone.incident.id)) is not None:
+                records[orphaned.id] = close(orphaned, now)
+    after_all = replace(state, rules=known, history=bounded(records.values(), now))
+    return Evaluation(state=after_all, notices=tuple(notices), findings=tuple(findings))
 
 
 def why(error: BaseException) -> str:
@@ -137,18 +142,26 @@ def why(error: BaseException) -> str:
 
 
 def _evaluate(
-    store: EventStore, rule: Rule, before: RuleState, silences: tuple[Silence, ...], now: datetime
-) -> tuple[RuleState, Notice | None, Finding]:
+    store: EventStore,
+    rule: Rule,
+    before: RuleState,
+    records: Mapping[str, IncidentRecord],
+    silences: tuple[Silence, ...],
+    now: datetime,
+) -> tuple[RuleState, Notice | None, Finding, IncidentRecord | None]:
     """Evaluate one rule; raise whatever it raises, or an error for a value that the state cannot store."""
     silence = is_silenced(rule.name, (*rule.silences, *silences), now)
     measured = rule.measure(store, now)
     left_out = None if store.archive_error is None else why(store.archive_error)
     after, kind = _step(rule, before, measured, now, quiet=silence is not None)
     notice = None if kind is None else _notice(store, rule, before, after, measured, kind, now)
-    for value in filter(None, (after, notice)):
+    incident = after.incident or before.incident
+    known = records.get(incident.id) if incident is not None else None
+    record = follow(known, rule, before, after, measured, silence, notified=notice is not None, now=now)
+    for value in filter(None, (after, notice, record)):
         # A value that cannot be encoded and decoded would make the state of all rules unusable.
         msgspec.json.decode(msgspec.json.encode(value), type=type(value))
-    return after, notice, _finding(rule, after, measured, silence, left_out)
+    return after, notice, _finding(rule, after, measured, silence, left_out), record
 
 
 def _step(

@@ -405,6 +405,10 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
         """Return commands for further investigation, without `--journal`."""
         raise NotImplementedError
 
+    def is_worse(self, value: float, than: float) -> bool:
+        """Return whether a measured value is worse than another; by default, whether it is higher."""
+        return value > than
+
 
 def check_number(
     where: str, field: str, value: Any, *, above: float | None = None, least: float | None = None

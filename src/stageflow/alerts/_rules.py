@@ -352,6 +352,9 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
             notes=tuple(notes),
         )
 
+    def is_worse(self, value: float, than: float) -> bool:
+        return value < than
+
     def _last(self, store: EventStore, before: str) -> str:
         try:
             ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows

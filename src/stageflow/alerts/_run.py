@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from .._files import absolute_path, make_private, try_lock
+from .._files import make_private, try_lock
 from .._time import get_clock
-from ..errors import AlertStateError, InvalidArgumentError, QueryError
+from ..errors import InvalidArgumentError, QueryError
 from ._delivery import Sent, post, send_due
 from ._evaluation import Finding, evaluate, why
 from ._notice import sample_notice
 from ._receivers import NotDelivered, Receiver
 from ._rule import Rule, Silence, Window, aware, is_silenced, read_silences
 from ._rules import SqlRows
-from ._state import Delivery, ReceiverState, RuleState, read_state, write_state
+from ._state import Delivery, ReceiverState, RuleState, read_state, state_path, write_state
 
 if TYPE_CHECKING:
     from ..store import EventStore
@@ -32,12 +32,8 @@ __all__ = [
     "check_rules",
     "present",
     "run_alerts",
-    "state_path",
     "try_receivers",
 ]
-
-
-STATE = "alerts.json"
 
 
 class AlertRules(Struct, frozen=True, kw_only=True):
@@ -151,21 +147,6 @@ def run_alerts(
 def present() -> datetime:
     """Return the current time of the clock of the library."""
     return datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
-
-
-def state_path(journal: str | None, named: str | os.PathLike[str] | None = None) -> str:
-    """Return the path of the state file: the given one, or the default in the journal.
-
-    Raises:
-        AlertStateError: There is neither a path nor a journal.
-    """
-    if named is not None:
-        return absolute_path(named)
-    if journal is None:
-        raise AlertStateError(
-            "", "a store without a journal has no default path for the alert state; pass state=..."
-        )
-    return os.path.join(journal, STATE)
 
 
 def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) -> Sequence[dict[str, Any]]:

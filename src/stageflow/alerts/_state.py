@@ -8,18 +8,22 @@ from typing import Literal
 
 from msgspec import Struct
 
-from .._files import make_private, replace_file
+from .._files import absolute_path, make_private, replace_file
 from .._state_file import StateFile, encode_state, read_state as read_stored
+from ..errors import AlertStateError
 from ._notice import Notice
+from ._rule import Silence
 
 __all__ = [
     "STATE_FILE",
     "AlertState",
     "Delivery",
     "Incident",
+    "IncidentRecord",
     "ReceiverState",
     "RuleState",
     "read_state",
+    "state_path",
     "write_state",
 ]
 
@@ -112,6 +116,51 @@ class ReceiverState(Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class IncidentRecord(Struct, frozen=True, kw_only=True):
+    """One incident in the history of alerts: a period in which an alert fired.
+
+    Attributes:
+        id: The id that all its notifications share.
+        rule: Name of the rule.
+        kind: Kind of the rule: "failure_rate".
+        severity: Severity of the rule.
+        pipeline: The pipeline of the rule; None for all.
+        stage: The stage of the rule; None for whole runs.
+        status: "firing"; "resolved"; or "removed" if the rule was removed while the alert fired.
+        began: Time of the first evaluation in which the condition of the rule was met.
+        fired_at: Time of the evaluation from which on the alert fired; later than `began` if the rule
+            requires several evaluations.
+        ended_at: Time of the evaluation in which it ended; None while it fires.
+        worst: The worst measured value; None if no evaluation measured one.
+        worst_at: Time of the evaluation that measured it.
+        summary: That value as text.
+        threshold: The threshold as text.
+        subjects: What the rule fired about, for rules that distinguish it: errors. At most 20.
+        notices: Number of notifications that were due; 0 if silences suppressed all of them.
+        silences: The last silences that applied during the incident, at most 5.
+        receivers: Counters of the deliveries of its notifications, by receiver name.
+    """
+
+    id: str
+    rule: str
+    kind: str
+    severity: str
+    pipeline: str | None = None
+    stage: str | None = None
+    status: Literal["firing", "resolved", "removed"] = "firing"
+    began: datetime
+    fired_at: datetime
+    ended_at: datetime | None = None
+    worst: float | None = None
+    worst_at: datetime
+    summary: str = ""
+    threshold: str = ""
+    subjects: tuple[str, ...] = ()
+    notices: int = 0
+    silences: tuple[Silence, ...] = ()
+    receivers: dict[str, ReceiverState] = {}
+
+
 class AlertState(Struct, frozen=True, kw_only=True):
     """The state of all rules and receivers between two evaluations.
 
@@ -120,21 +169,38 @@ class AlertState(Struct, frozen=True, kw_only=True):
         rules: States by rule name.
         outbox: Pending deliveries, oldest first.
         receivers: Counters by receiver name.
+        history: Current and past incidents, oldest first; see `alert_history`.
     """
 
     version: Literal[1] = 1
     rules: dict[str, RuleState] = {}
     outbox: tuple[Delivery, ...] = ()
     receivers: dict[str, ReceiverState] = {}
+    history: tuple[IncidentRecord, ...] = ()
 
 
 STATE_FILE = StateFile(
     "alerts.json",
     AlertState,
     "the state records which notifications were sent; to reset it, move the file away: firing alerts are then"
-    " sent again, and pending notifications are lost",
-    after="firing alerts are sent again, and pending notifications are lost",
+    " sent again, and pending notifications and the history are lost",
+    after="firing alerts are sent again, and pending notifications and the history are lost",
 )
+
+
+def state_path(journal: str | None, named: str | os.PathLike[str] | None = None) -> str:
+    """Return the path of the state file: the given one, or the default in the journal.
+
+    Raises:
+        AlertStateError: There is neither a path nor a journal.
+    """
+    if named is not None:
+        return absolute_path(named)
+    if journal is None:
+        raise AlertStateError(
+            "", "a store without a journal has no default path for the alert state; pass state=..."
+        )
+    return os.path.join(absolute_path(journal), STATE_FILE.name)
 
 
 def read_state(path: str) -> AlertState:

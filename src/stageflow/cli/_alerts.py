@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from .._timeparse import parse_time
+from .._timeparse import TIME_FORMATS, parse_time
 from ..alerts import (
     AlertLoop,
     AlertRules,
     AlertRun,
     Silence,
     add_silence,
+    alert_history,
     alert_status,
     check_rules,
     present,
@@ -27,12 +28,14 @@ from ..alerts import (
     try_receivers,
 )
 from ..errors import AlertRuleError, JournalNotFoundError, did_you_mean
-from ..render import draw_alert_list, draw_alert_run, draw_alert_tests
+from ..render import draw_alert_history, draw_alert_list, draw_alert_run, draw_alert_tests
 from ._errors import NOT_FOUND, Command, CommandGroup
 from ._options import (
     ArchiveOption,
     JournalOption,
     VerifyOption,
+    as_filter,
+    as_time,
     find_journal,
     json_option,
     open_store,
@@ -267,6 +270,63 @@ def list_(
         print_json(msgspec.json.encode(found))
         return
     print_page(open_terminal(), draw_alert_list(msgspec.to_builtins(found)))
+
+
+@alerts.command(cls=Command)
+def history(
+    journal: JournalOption = None,
+    state: StateOption = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="Only this rule. Defaults to all."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            callback=as_time,
+            show_default=False,
+            help=f"Only incidents that had not ended before this time: {TIME_FORMATS}.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            callback=as_time,
+            show_default=False,
+            help="Only incidents that fired before this time.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of incidents.")] = 20,
+    as_json: Annotated[bool, json_option("Print one JSON object per incident.")] = False,
+) -> None:
+    """Show current and past incidents, newest first.
+
+    The history contains at most 500 ended incidents of the last 90 days, also of rules that were removed.
+
+    - `stageflow alerts history`
+
+    - `stageflow alerts history --rule 'checkout fails' --since 7d --json`
+    """
+    window = as_filter(since=since, until=until)
+    found = alert_history(
+        state=state_path(find_journal(journal).path, state),
+        rule=rule,
+        since=_time_of(window.since),
+        until=_time_of(window.until),
+        limit=limit,
+    )
+    if as_json:
+        print_json(*(msgspec.json.encode(one) for one in found))
+    elif found:
+        print_page(open_terminal(), draw_alert_history(msgspec.to_builtins(found)))
+    else:
+        print_text("There are no incidents.")
+
+
+def _time_of(text: str | None) -> datetime | None:
+    return None if text is None else msgspec.convert(text, datetime)
 
 
 def _read(rules: Path) -> AlertRules:

@@ -42,6 +42,7 @@ __all__ = [
     "WhereOption",
     "as_filter",
     "as_selection",
+    "as_time",
     "describe_empty",
     "find_journal",
     "forget_journal",
@@ -109,7 +110,8 @@ def _not_empty(text: str | None) -> str | None:
     return text
 
 
-def _as_time(text: str | None) -> str | None:
+def as_time(text: str | None) -> str | None:
+    """Return a time of the command line as RFC 3339: the callback of options for times."""
     if text is None:
         return None
     try:
@@ -207,7 +209,7 @@ SinceOption = Annotated[
     str | None,
     typer.Option(
         metavar="WHEN",
-        callback=_as_time,
+        callback=as_time,
         show_default=False,
         help=f"Only runs or stages that started at or after this time: {TIME_FORMATS}. Times without a time"
         " zone are local.",
@@ -217,7 +219,7 @@ UntilOption = Annotated[
     str | None,
     typer.Option(
         metavar="WHEN",
-        callback=_as_time,
+        callback=as_time,
         show_default=False,
         help="Only runs or stages that started before this time.",
     ),

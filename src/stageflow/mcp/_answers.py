@@ -85,53 +85,40 @@ class Answers:
     # ------------------------------------------------------------ all runs
 
     def overview(self) -> Row:
-        """Return the pipelines with their counts and outcomes, the most frequent errors, and versions."""
+        """Return what is unusual, the pipelines, the most frequent errors, and the newest versions."""
         store = self.store
-        first, last, total = store.sql(
-            "select min(started_at), max(started_at), sum(sample_rate) from runs"
-        ).rows[0]
-        outcomes: dict[str, Row] = {}
-        counted = store.sql(
-            "select pipeline_name, outcome, sum(sample_rate) from runs group by all order by 3 desc",
-            limit=None,
-        )
-        for pipeline, outcome, count in counted.rows:
-            outcomes.setdefault(pipeline, {})[outcome] = count
-        stages = store.sql(
-            "select topology, list(distinct stage_name order by stage_name) from stages group by 1",
-            limit=None,
-        )
-        stages_of = dict(stages.rows)
-        versions = store.sql(
-            "select service_version, min(started_at) as first, sum(sample_rate) as runs from runs"
-            " where service_version is not null group by 1 order by first desc",
-            limit=5,
-        )
-        statistics = [
-            {
-                "pipeline": each.pipeline,
-                "runs": each.count,
-                "failure_rate": each.failure_rate,
-                "p50_ms": each.p50_ms,
-                "p95_ms": each.p95_ms,
-                "outcomes": outcomes.get(each.pipeline, {}),
-                "stages": stages_of.get(each.pipeline, []),
-            }
-            for each in store.stats("runs")
-        ]
+        found = store.overview()
         return {
-            "runs": total or 0,
+            "runs": found.runs,
             "in_progress": len(store.runs(RunFilter(status="open"), limit=None)),
-            "first_started_at": first,
-            "last_started_at": last,
-            "pipelines": statistics,
+            "first_started_at": found.first_at,
+            "last_started_at": found.last_at,
+            "findings": [
+                _without_none({"text": each.text, "where": None if each.where is None else Sql(each.where)})
+                for each in found.findings
+            ],
+            "pipelines": [
+                {
+                    "pipeline": each.pipeline,
+                    "runs": each.runs,
+                    "failure_rate": each.failure_rate,
+                    "p50_ms": each.p50_ms,
+                    "p95_ms": each.p95_ms,
+                    "outcomes": each.outcomes,
+                    "stages": list(each.stages),
+                }
+                for each in found.pipelines
+            ],
             "errors": [
                 _without_none(
                     {"stage": each.stage, "message": each.message, "runs": each.runs, "new": each.is_new}
                 )
                 for each in store.errors(limit=5)
             ],
-            "versions": versions.dicts(),
+            "versions": [
+                {"service_version": each.version, "first": each.first_at, "runs": each.runs}
+                for each in found.versions
+            ],
             **self._archive_problem(),
         }
 

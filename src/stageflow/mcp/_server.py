@@ -95,9 +95,7 @@ def create_server(journal: Path | None = None, archive: str | None = None) -> MC
 
         return register
 
-    @tool(
-        "Pipelines with their stages, outcomes and failure rates; frequent errors; versions. Call it first."
-    )
+    @tool("Findings; pipelines with stages, outcomes and rates; frequent errors; versions. Call it first.")
     def overview() -> dict[str, Any]:
         return answers.overview()
 

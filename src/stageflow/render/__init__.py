@@ -15,6 +15,7 @@ from ._graph import graph_as_dot, graph_as_mermaid, graph_as_text
 
 if TYPE_CHECKING:
     from ._alerts import (
+        draw_alert_history as draw_alert_history,
         draw_alert_list as draw_alert_list,
         draw_alert_run as draw_alert_run,
         draw_alert_tests as draw_alert_tests,
@@ -71,6 +72,7 @@ _REQUIRING_RICH = {
     "STATUSES": "_style",
     "UncroppedConsole": "_style",
     "count": "_tables",
+    "draw_alert_history": "_alerts",
     "draw_alert_list": "_alerts",
     "draw_alert_run": "_alerts",
     "draw_alert_tests": "_alerts",

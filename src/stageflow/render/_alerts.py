@@ -14,12 +14,18 @@ from ._escape import on_one_line, visible
 from ._style import BAD, QUIET, Paragraph
 from ._tables import count
 
-__all__ = ["draw_alert_list", "draw_alert_run", "draw_alert_tests"]
+__all__ = ["draw_alert_history", "draw_alert_list", "draw_alert_run", "draw_alert_tests"]
 
 
 Record = dict[str, Any]
 
-_STATES = {"firing": f"bold {BAD}", "pending": "yellow", "inactive": "green"}
+_STATES = {
+    "firing": f"bold {BAD}",
+    "pending": "yellow",
+    "inactive": "green",
+    "resolved": "green",
+    "removed": QUIET,
+}
 
 
 def draw_alert_run(run: Record) -> RenderableType:
@@ -73,6 +79,40 @@ def draw_alert_list(status: Record) -> RenderableType:
             [_receivers(status["receivers"], status["waiting"])] if status["receivers"] else [],
         ]
     )
+
+
+def draw_alert_history(incidents: Sequence[Record]) -> RenderableType:
+    """Return when each alert fired, its worst value, and whether receivers were notified.
+
+    Args:
+        incidents: Incidents as `alert_history` returns them, as plain values.
+    """
+    table = _table("rule", ("severity", "state", "fired", "ended", "worst value", "delivered"))
+    for incident in incidents:
+        table.add_row(
+            on_one_line(incident["rule"]),
+            incident["severity"],
+            _status(incident["status"]),
+            _seconds(incident["fired_at"]),
+            _seconds(incident["ended_at"]),
+            on_one_line(incident["summary"]),
+            _delivered(incident),
+        )
+    return table
+
+
+def _delivered(incident: Record) -> Text:
+    """Return how many notifications each receiver accepted, and whether a silence suppressed others."""
+    text = Text()
+    for name, counters in incident["receivers"].items():
+        separator = ", " if text else ""
+        style = BAD if counters["given_up"] or not counters["sent"] else ""
+        text.append(f"{separator}{on_one_line(name)}: {counters['sent']}", style=style)
+    if not text:
+        text.append("no receivers" if incident["notices"] else "no notification", style=QUIET)
+    if incident["silences"]:
+        text.append(f" (silenced: {on_one_line(incident['silences'][-1]['reason'])})", style=QUIET)
+    return text
 
 
 def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:

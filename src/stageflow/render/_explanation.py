@@ -17,7 +17,7 @@ from ._escape import on_one_line
 from ._style import BAD, QUIET, Paragraph, wrap
 
 if TYPE_CHECKING:
-    from ..store import Difference, Explanation, LeftOut, Location
+    from .._explained import Difference, ExplanationRecord, LeftOut, Location
 
 __all__ = ["draw_explanation", "draw_explanations"]
 
@@ -35,7 +35,7 @@ _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
 
 
-def draw_explanation(explanation: Explanation, *, width: int | None) -> RenderableType:
+def draw_explanation(explanation: ExplanationRecord, *, width: int | None) -> RenderableType:
     """Return the answer in one sentence, the locations, the differences, and likely effects.
 
     Args:
@@ -82,7 +82,10 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
 
 
 def draw_explanations(
-    explanations: Sequence[Explanation], *, width: int | None, others: Callable[[Explanation], str]
+    explanations: Sequence[ExplanationRecord],
+    *,
+    width: int | None,
+    others: Callable[[ExplanationRecord], str],
 ) -> RenderableType:
     """Return the explanations of several pipelines, and the numbers of those that were not compared.
 
@@ -113,7 +116,7 @@ def draw_explanations(
     return Group(*(lines if counted else lines[:-1]))
 
 
-def _sizes(explanation: Explanation, width: int | None) -> Text:
+def _sizes(explanation: ExplanationRecord, width: int | None) -> Text:
     selection, rest = explanation.selection, explanation.rest
     name = explanation.selected_are if selection.rows != 1 else explanation.selected_are[:-1]
     text = Text(f"{selection.rows:,} {name}")
@@ -138,7 +141,7 @@ def _shortened(predicate: str, width: int | None) -> str:
     return text if width is None or len(text) <= _MAX_PREDICATE else f"{text[:_MAX_PREDICATE]}…"
 
 
-def _of_clusters(explanation: Explanation, clusters: int, users: int | None) -> str:
+def _of_clusters(explanation: ExplanationRecord, clusters: int, users: int | None) -> str:
     """Return "37 sessions of 12 users", without what the record does not contain."""
     parts = []
     if explanation.cluster not in (None, "user_id", "pipeline_run_id"):
@@ -164,7 +167,7 @@ def _location(location: Location) -> Text:
     return text
 
 
-def _explained(explanation: Explanation) -> str:
+def _explained(explanation: ExplanationRecord) -> str:
     """Return how many selected rows the differences explain."""
     free = [one for one in explanation.differences if one.verdict in ("independent", "remains")]
     total = explanation.selection.count
@@ -177,7 +180,10 @@ _WIDTHS = (6, 7, 7, 7)
 
 
 def _table(
-    explanation: Explanation, differences: Sequence[Difference], labels: dict[str, str], width: int | None
+    explanation: ExplanationRecord,
+    differences: Sequence[Difference],
+    labels: dict[str, str],
+    width: int | None,
 ) -> list[RenderableType]:
     slow = _is_slow(explanation, differences)
     rate = (
@@ -219,12 +225,12 @@ def _row(width: int | None, label: str, condition: Text, cells: Sequence[Text]) 
     return [line, *(Text(" " * _INDENT).append_text(one) for one in others)]
 
 
-def _is_slow(explanation: Explanation, differences: Sequence[Difference]) -> bool:
+def _is_slow(explanation: ExplanationRecord, differences: Sequence[Difference]) -> bool:
     known = all(one.p50_ms is not None and one.other_p50_ms is not None for one in differences)
     return explanation.selected_are.startswith("slow") and known
 
 
-def _note(explanation: Explanation, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
+def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
     parts = []
     if one.verdict != "independent":
         other = labels.get(one.relates_to or "") or on_one_line(one.relates_to)
@@ -256,7 +262,7 @@ def _note(explanation: Explanation, one: Difference, labels: dict[str, str], *, 
     return "; ".join(parts)
 
 
-def _changes(explanation: Explanation) -> list[RenderableType]:
+def _changes(explanation: ExplanationRecord) -> list[RenderableType]:
     before = str(explanation.changes_before)[:19]
     selected = explanation.selected_are
     how = {
@@ -292,7 +298,7 @@ def _q(value: float) -> str:
     return "<1e-99" if value < 1e-99 else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
 
 
-def _compared(explanation: Explanation) -> Text:
+def _compared(explanation: ExplanationRecord) -> Text:
     text = (
         f"compared {explanation.fields:,} fields; q-values up to {explanation.alpha:g}, corrected for "
         f"{explanation.comparisons:,} comparisons"

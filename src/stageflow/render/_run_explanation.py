@@ -15,7 +15,7 @@ from ._style import BAD, QUIET, colored
 from ._tables import Column, draw_columns
 
 if TYPE_CHECKING:
-    from ..store import Measured, RunExplanation, SameError, StageMeasured, UnusualValue
+    from .._explained import Measured, RunExplanationRecord, SameError, StageMeasured, UnusualValue
 
 __all__ = ["draw_run_explanation"]
 
@@ -26,7 +26,7 @@ _UNUSUAL = 0.95
 """The percentile from which on a time is highlighted, if it exceeds the median by 1 ms."""
 
 
-def draw_run_explanation(explanation: RunExplanation, *, width: int | None) -> RenderableType:
+def draw_run_explanation(explanation: RunExplanationRecord, *, width: int | None) -> RenderableType:
     """Return the answer in one sentence, the times of the stages, and the unusual values of a run.
 
     Args:
@@ -55,7 +55,7 @@ def draw_run_explanation(explanation: RunExplanation, *, width: int | None) -> R
     return Group(*lines)
 
 
-def _heading(explanation: RunExplanation) -> Text:
+def _heading(explanation: RunExplanationRecord) -> Text:
     peers = explanation.peers
     text = Text.assemble(
         on_one_line(explanation.pipeline),

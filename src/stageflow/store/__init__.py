@@ -1,6 +1,17 @@
 """The store: archives events in columns, and answers queries over the journal and the archive."""
 
 # Names without an entry in `__all__` are for other packages of stageflow.
+from .._explained import (
+    Change,
+    Difference,
+    LeftOut,
+    Location,
+    Measured,
+    Part,
+    SameError,
+    StageMeasured,
+    UnusualValue,
+)
 from ._address import (
     ADDRESS_FILE as ADDRESS_FILE,
     has_archive as has_archive,
@@ -35,14 +46,9 @@ from ._decider import Decider as Decider
 from ._decisions import Decision as Decision, Decisions as Decisions, SamplingCounts
 from ._event_store import EventStore
 from ._explain import explain
-from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
-from ._explain._run_explanation import (
-    Measured,
-    RunExplanation,
-    SameError,
-    StageMeasured,
-    UnusualValue,
-)
+from ._explain._explanation import Explanation
+from ._explain._request import ExplainOptions
+from ._explain._run_explanation import RunExplanation
 from ._explain._selected import (
     explain_one_run as explain_one_run,
     explain_selected as explain_selected,
@@ -53,6 +59,18 @@ from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
+from ._overview import (
+    SUMMARY_COLUMNS as SUMMARY_COLUMNS,
+    FirstSighting,
+    Overview,
+    OverviewFinding,
+    PipelineSummary,
+    RunSummary,
+    VersionSummary,
+    first_sightings as first_sightings,
+    run_summary as run_summary,
+    time_range as time_range,
+)
 from ._pinned import PinnedStore
 from ._queries import Rows
 from ._query_process import query_in_subprocess
@@ -79,7 +97,9 @@ __all__ = [
     "Difference",
     "ErrorGroup",
     "EventStore",
+    "ExplainOptions",
     "Explanation",
+    "FirstSighting",
     "ForgottenArchive",
     "Interruption",
     "LeftOut",
@@ -87,11 +107,15 @@ __all__ = [
     "LostFile",
     "Measured",
     "MovedArchive",
+    "Overview",
+    "OverviewFinding",
     "Part",
     "PinnedStore",
+    "PipelineSummary",
     "RepairedArchive",
     "Rows",
     "RunExplanation",
+    "RunSummary",
     "SameError",
     "SampleRule",
     "SamplingCounts",
@@ -104,6 +128,7 @@ __all__ = [
     "TailSampler",
     "Total",
     "UnusualValue",
+    "VersionSummary",
     "Volume",
     "check_archive",
     "explain",

@@ -6,12 +6,10 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-from msgspec import structs
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from .._failures import FailureOutcomes
 from .._files import absolute_path
@@ -28,15 +26,16 @@ from ..errors import (
 from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
-from ._columns import FAILED, text
+from ._columns import text
 from ._compactor import Compactor, Progress, check_exists, closed_segments, sampler_of_archive
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import answer, compare_run
 from ._explain._by_pipeline import explain_by_pipeline
 from ._explain._explanation import Explanation
-from ._explain._request import Request, Sort
+from ._explain._request import ExplainOptions, Request, check_share, request_of, restriction
 from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
+from ._overview import Overview, OverviewFinding, find, look
 from ._queries import Queries, Rows, load_run
 from ._result_list import ResultList
 from ._rows import events_of
@@ -49,6 +48,9 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 __all__ = ["EventStore"]
+
+
+_Explained = TypeVar("_Explained")
 
 
 class EventStore:
@@ -332,6 +334,47 @@ class EventStore:
             stages |= {stage["stage_name"] for run in in_progress for stage in run["stage_summaries"]}
         return Names(frozenset(pipelines), frozenset(stages))
 
+    # ------------------------------------------------------------ overview
+
+    def overview(
+        self,
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        explain: bool = False,
+        details: bool = True,
+    ) -> Overview:
+        """Return what is unusual and what is new in a time range, with the pipelines and their statistics.
+
+        Args:
+            filter: The runs to include, for example those of the last 24 hours; default all.
+            where: SQL predicate over the columns of `runs`, in addition to the filter.
+            explain: Whether the findings state what the affected runs have in common, which takes longer.
+            details: Whether to include the pipelines and the versions; default True.
+
+        Raises:
+            QueryError: The predicate is invalid.
+
+        Example:
+            print([finding.text for finding in store.overview().findings])
+        """
+        return look(self, self._queries, filter or RunFilter(), where, explain=explain, details=details)
+
+    def findings(
+        self, filter: RunFilter | None = None, *, where: str | None = None, explain: bool = False
+    ) -> tuple[OverviewFinding, ...]:
+        """Return only the findings of the overview.
+
+        Args:
+            filter: See `overview`.
+            where: See `overview`.
+            explain: See `overview`.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        return find(self, self._queries, filter or RunFilter(), where, explain=explain)
+
     # ------------------------------------------------------------ statistics
 
     def stats(
@@ -508,11 +551,7 @@ class EventStore:
         within: str | None = None,
         over: Over = "runs",
         filter: RunFilter | None = None,
-        cluster: str | None = None,
-        sort: Sort = "deviance",
-        limit: int = 20,
-        alpha: float = 0.05,
-        changed: bool = False,
+        **options: Unpack[ExplainOptions],
     ) -> Explanation:
         """Return how selected runs, or stages, differ from the others; see `stageflow.store.explain`.
 
@@ -524,13 +563,8 @@ class EventStore:
                 the fields of `where`, its fields are compared.
             over: "runs" or "stages".
             filter: Restricts both sides, for example to a pipeline or a time window; default None.
-            cluster: The field whose values are the independent units of the tests; default the session,
-                else the root run, else the user.
-            sort: The order of differences: "deviance" (default), "excess" or "lift".
-            limit: Maximum number of differences.
-            alpha: Maximum q-value of a difference.
-            changed: Whether to return what occurred for the first time shortly before the selection became
-                more frequent. This needs the whole record, also outside the window of the filter.
+            options: How they are compared: `cluster`, `sort`, `limit`, `alpha` and `changed`; see
+                `ExplainOptions`.
 
         Raises:
             QueryError: A predicate is invalid, or refers to an unknown field.
@@ -538,25 +572,8 @@ class EventStore:
         Example:
             print(store.explain("duration_ms > 2000").differences)
         """
-        request = _request(
-            where,
-            against=against,
-            within=within,
-            over=over,
-            filter=filter,
-            cluster=cluster,
-            sort=sort,
-            limit=limit,
-            alpha=alpha,
-            changed=changed,
-        )
-        return self._queries.run(
-            lambda cursor: answer(cursor, request),
-            str(request.where),
-            predicates=[request.where, request.against, within],
-            over=[over],
-            scope=_scope(None if changed else filter),
-        )
+        request = request_of(where, against=against, within=within, over=over, filter=filter, **options)
+        return self._explain(request, filter, lambda cursor: answer(cursor, request), within)
 
     def explain_slow(
         self,
@@ -566,10 +583,7 @@ class EventStore:
         slowest: float = 0.05,
         per: str | None = None,
         within: str | None = None,
-        cluster: str | None = None,
-        sort: Sort = "deviance",
-        limit: int = 20,
-        changed: bool = False,
+        **options: Unpack[ExplainOptions],
     ) -> Explanation:
         """Return how slow runs, or stages, differ from the others.
 
@@ -583,10 +597,7 @@ class EventStore:
             per: The field that runs of the same kind have in common: "model", "attributes.route". Default
                 `pipeline_name` for runs and `stage_name` for stages, if they have several values.
             within: See `explain`.
-            cluster: See `explain`.
-            sort: See `explain`.
-            limit: Maximum number of differences.
-            changed: See `explain`.
+            options: See `ExplainOptions`.
 
         Raises:
             InvalidArgumentError: `slowest` is not between 0 and 1.
@@ -595,28 +606,17 @@ class EventStore:
         Example:
             print(store.explain_slow(per="model").summary)
         """
-        _check_share("explain_slow()", slowest)
-        request = _request(
-            None,
-            against=None,
-            within=within,
-            over=over,
-            filter=filter,
-            cluster=cluster,
-            sort=sort,
-            limit=limit,
-            changed=changed,
-            per=per,
-        )
+        check_share("explain_slow()", slowest)
+        request = request_of(None, within=within, over=over, filter=filter, per=per, **options)
         queries = self._queries
-        return queries.run(
+        return self._explain(
+            request,
+            filter,
             lambda cursor: answer(
                 cursor, select_slow(cursor, request, slowest=slowest, weighted=queries.weighted)
             ),
+            within,
             f"the slowest {over} of {request.within or 'all'}",
-            predicates=[within],
-            over=[over],
-            scope=_scope(None if changed else filter),
         )
 
     def explain_by_pipeline(
@@ -628,11 +628,8 @@ class EventStore:
         slowest: float | None = None,
         per: str | None = None,
         filter: RunFilter | None = None,
-        cluster: str | None = None,
-        sort: Sort = "deviance",
-        limit: int = 20,
-        changed: bool = False,
         pipelines: int = 3,
+        **options: Unpack[ExplainOptions],
     ) -> tuple[Explanation, ...]:
         """Return how selected runs differ from the other runs of the same pipeline.
 
@@ -646,12 +643,9 @@ class EventStore:
             slowest: The share that counts as slow, instead of `where`; see `explain_slow`. Default None.
             per: The field that runs of the same kind have in common; see `explain_slow`. Default None.
             filter: See `explain`.
-            cluster: See `explain`.
-            sort: See `explain`.
-            limit: Maximum number of differences of each pipeline.
-            changed: See `explain`.
             pipelines: Maximum number of pipelines to explain; default 3. For the others, `selection` and
                 `rest` contain the numbers of runs, and `fields` is 0.
+            options: See `ExplainOptions`; `limit` is the maximum of each pipeline.
 
         Returns:
             One explanation per pipeline with selected runs, most selected runs first.
@@ -667,21 +661,10 @@ class EventStore:
         if not isinstance(pipelines, int) or pipelines < 1:
             raise invalid_argument("explain_by_pipeline()", "pipelines", pipelines, "a positive integer")
         if slowest is not None:
-            _check_share("explain_by_pipeline()", slowest)
+            check_share("explain_by_pipeline()", slowest)
         elif per is not None:
             raise invalid_argument("explain_by_pipeline()", "per", per, "None, unless slowest= is given")
-        request = _request(
-            where,
-            against=against,
-            within=within,
-            over="runs",
-            filter=filter,
-            cluster=cluster,
-            sort=sort,
-            limit=limit,
-            changed=changed,
-            per=per,
-        )
+        request = request_of(where, against=against, within=within, filter=filter, per=per, **options)
         queries = self._queries
 
         def explain_each(cursor: DuckDBPyConnection) -> tuple[Explanation, ...]:
@@ -694,21 +677,31 @@ class EventStore:
                 cursor, request, select, lambda one: answer(cursor, one), pipelines=pipelines
             )
 
-        return queries.run(
-            explain_each,
-            str(request.where),
+        return self._explain(request, filter, explain_each, within)
+
+    def _explain(
+        self,
+        request: Request,
+        filter: RunFilter | None,
+        explain: Callable[[DuckDBPyConnection], _Explained],
+        within: str | None,
+        description: str | None = None,
+    ) -> _Explained:
+        return self._queries.run(
+            explain,
+            description or str(request.where),
             predicates=[request.where, request.against, within],
-            over=["runs"],
-            scope=_scope(None if changed else filter),
+            over=[request.over],
+            scope=_scope(None if request.changed else filter),
         )
 
-    def explain_run(self, run_id: str = "last", filter: RunFilter | None = None) -> RunExplanation:
+    def explain_run(self, run: str | RunRecord = "last", filter: RunFilter | None = None) -> RunExplanation:
         """Return how one run differs from its peers: runs of the same pipeline that ended OK.
 
         The peers are the newest 25,000. The run itself can have any outcome, and need not have ended.
 
         Args:
-            run_id: See `run`.
+            run: The run, or its id; see `run`.
             filter: Restricts the peers, and the failures that are counted; default None.
 
         Raises:
@@ -717,9 +710,10 @@ class EventStore:
         Example:
             print(store.explain_run("last").summary)
         """
-        record, within = self.run(run_id), _within("runs", filter)
+        record = self.run(run) if isinstance(run, str) else run
+        within = restriction("runs", filter)
         return self._queries.run(
-            lambda cursor: compare_run(cursor, record, within), f"run {run_id}", scope=_scope(filter)
+            lambda cursor: compare_run(cursor, record, within), "explain_run", scope=_scope(filter)
         )
 
     # ------------------------------------------------------------ closing
@@ -743,41 +737,6 @@ class EventStore:
 
 def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
     return [data for _, data in events_of(cursor)]
-
-
-def _request(
-    where: str | None,
-    *,
-    against: str | None,
-    within: str | None,
-    over: Over,
-    filter: RunFilter | None,
-    **how: Any,
-) -> Request:
-    if where is None:
-        where, against = FAILED, against if against is not None else f"not {FAILED}"
-    always = structs.replace(filter, since=None, until=None) if filter is not None else None
-    return Request(
-        where=where,
-        against=against,
-        within=_within(over, filter, within),
-        history=_within(over, always),
-        over=over,
-        pipeline=filter.pipeline if filter is not None else None,
-        **how,
-    )
-
-
-def _check_share(function: str, slowest: float) -> None:
-    if not 0 < slowest < 1:
-        raise invalid_argument(function, "slowest", slowest, "a share between 0 and 1")
-
-
-def _within(over: Over, filter: RunFilter | None, within: str | None = None) -> str | None:
-    """Return the predicate that restricts both sides of a comparison; None if nothing does."""
-    if filter is None or filter == RunFilter():
-        return within
-    return condition(over, filter, within)
 
 
 def _scope(filter: RunFilter | None) -> Scope:

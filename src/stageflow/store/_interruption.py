@@ -70,8 +70,14 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def interrupted_after(cursor: DuckDBPyConnection, seconds: float) -> Generator[tuple[Interruption, ...]]:
+def interrupted_after(
+    cursor: DuckDBPyConnection, seconds: float | None
+) -> Generator[tuple[Interruption, ...]]:
     """Interrupt the statements of a cursor after a timeout, or when a current `Interruption` requests it.
+
+    Args:
+        cursor: The cursor, or the connection.
+        seconds: The timeout; None for none.
 
     Returns:
         The interruptions whose blocks enclose the caller.

@@ -37,6 +37,7 @@ class PinnedStore(EventStore):
         JournalNotFoundError: The directory does not exist.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
         OSError: The journal or the archive cannot be read.
+        QueryError: An `Interruption` interrupted it.
     """
 
     def __init__(

@@ -194,8 +194,15 @@ class Queries:
         Raises:
             ArchiveDamagedError: A file of the archive is damaged or missing.
             OSError: The journal or the archive cannot be read.
+            QueryError: An `Interruption` interrupted it.
         """
-        self.refresh(EVERYTHING)
+        import duckdb
+
+        try:
+            with interrupted_after(self._database, None):
+                self.refresh(EVERYTHING)
+        except duckdb.InterruptException:
+            raise QueryError("interrupted: the records were being read", sql="") from None
         self._pinned = True
 
     def is_current(self) -> bool:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ..store import ErrorGroup, Explanation, RunExplanation, Stat
+from ..alerts import IncidentRecord
+from ..store import ErrorGroup, Explanation, RunExplanation, RunSummary, Stat
 
 __all__ = [
     "Bin",
+    "Causes",
     "Cell",
     "Completion",
     "Completions",
@@ -25,7 +27,6 @@ __all__ = [
     "Overview",
     "Problem",
     "RunDetails",
-    "RunRow",
     "Runs",
     "Series",
     "SeriesGroup",
@@ -50,6 +51,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
         source: The address of the journal or the archive, for display.
         runs: Number of ended runs.
         in_progress: Number of runs in progress.
+        writing: Whether a process has the journal open for writing; it can change without a new snapshot.
         pipelines: Names of the pipelines, most runs first.
         first_at: Start of the oldest run, RFC 3339; None without runs.
         last_at: Start of the newest run, RFC 3339; None without runs.
@@ -65,6 +67,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     source: str
     runs: int
     in_progress: int
+    writing: bool
     pipelines: tuple[str, ...]
     first_at: str | None
     last_at: str | None
@@ -94,48 +97,6 @@ class Problem(Struct, frozen=True, kw_only=True):
     reason: Literal["expired", "replaced", "snapshot", "invalid", "timeout", "store", "internal"]
 
 
-class RunRow(Struct, frozen=True, kw_only=True):
-    """A run in a list.
-
-    Attributes:
-        run_id: Its id.
-        pipeline: Name of its pipeline.
-        status: OK, FAIL, CANCEL, or OPEN for a run in progress.
-        outcome: ok, degraded, failed, timeout, crashed, cancelled, suspended, or open.
-        failed: Whether it counts as a failure; None if failure rates exclude it.
-        started_at: RFC 3339.
-        duration_ms: Duration in milliseconds; for a run in progress, until now.
-        error: Its error, one line of at most 300 characters; None without an error.
-        failed_stage: The first stage that failed; None if none did.
-        running: The stages that are running; empty for an ended run.
-        user_id: Its user; None if unknown. The next four fields are also None if unknown.
-        org_id: Its organization.
-        session_id: Its session.
-        request_id: Its request.
-        service_version: Version of the service.
-        parent_run_id: The run that started it; None for a root run.
-        weight: Number of runs that it represents (`sample_rate`).
-    """
-
-    run_id: str
-    pipeline: str
-    status: str
-    outcome: str
-    failed: bool | None
-    started_at: str
-    duration_ms: float | None
-    error: str | None
-    failed_stage: str | None
-    running: tuple[str, ...] = ()
-    user_id: str | None = None
-    org_id: str | None = None
-    session_id: str | None = None
-    request_id: str | None = None
-    service_version: str | None = None
-    parent_run_id: str | None = None
-    weight: float = 1.0
-
-
 class Runs(Struct, frozen=True, kw_only=True):
     """A page of runs: `GET /api/runs?limit=200&before=CURSOR`.
 
@@ -148,7 +109,7 @@ class Runs(Struct, frozen=True, kw_only=True):
     """
 
     snapshot: int
-    rows: tuple[RunRow, ...]
+    rows: tuple[RunSummary, ...]
     next: str | None
     total: float | None
     sql: str
@@ -198,12 +159,14 @@ class Mark(Struct, frozen=True, kw_only=True):
 
     Attributes:
         at: RFC 3339.
-        kind: Whether a service version, an error or an alert occurred for the first time.
+        until: The end of the incident of an alert; None while it fires, and for other kinds.
+        kind: A service version or an error that occurred for the first time, or an incident of an alert.
         label: Its text.
         where: The predicate that selects its runs; None for an alert.
     """
 
     at: str
+    until: str | None = None
     kind: Literal["version", "error", "alert"]
     label: str
     where: str | None
@@ -288,7 +251,7 @@ class Overview(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         findings: The findings, worst first; at least one.
         series: The charts.
-        changes: What occurred for the first time, newest first.
+        changes: The marks in the time range, newest first.
         slowest: The five slowest runs.
         failing: The five newest runs that failed.
     """
@@ -297,8 +260,20 @@ class Overview(Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     series: Series
     changes: tuple[Mark, ...]
-    slowest: tuple[RunRow, ...]
-    failing: tuple[RunRow, ...]
+    slowest: tuple[RunSummary, ...]
+    failing: tuple[RunSummary, ...]
+
+
+class Causes(Struct, frozen=True, kw_only=True):
+    """What the runs of the findings have in common, which takes longer: `GET /api/causes`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        findings: The findings of `Overview`, with causes.
+    """
+
+    snapshot: int
+    findings: tuple[Finding, ...]
 
 
 class Cell(Struct, frozen=True, array_like=True, gc=False):
@@ -630,6 +605,7 @@ class Status(Struct, frozen=True, kw_only=True):
         source: The journal or the archive.
         alerts: The state of each alert rule: its name, the fields of `RuleState`, and `silence`, the silence
             that applies, or None.
+        incidents: The newest incidents of all rules, newest first; at most 50.
         alerts_error: Why the state of the alerts is unavailable; None if it is available.
         writers: The writers.
         cursors: The readers.
@@ -645,6 +621,7 @@ class Status(Struct, frozen=True, kw_only=True):
     snapshot: int
     source: str
     alerts: list[dict[str, Any]]
+    incidents: tuple[IncidentRecord, ...]
     alerts_error: str | None
     writers: tuple[WriterStatus, ...]
     cursors: tuple[CursorStatus, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -39,7 +40,7 @@ from ._execution import Executor, Replaced
 from ._facets import facets
 from ._groups import error_groups, stages
 from ._heatmap import heatmap
-from ._overview import overview
+from ._overview import causes, overview
 from ._page import page_routes
 from ._question import Question
 from ._rows import NewestRuns, runs_in_progress, runs_page
@@ -53,6 +54,8 @@ from ._status import (
     cursors_of,
     damage_of,
     dropped_of,
+    incidents_of,
+    is_writing,
     silence,
     writers_of,
 )
@@ -66,6 +69,9 @@ log = logging.getLogger("stageflow.ui")
 _LIVE_INTERVAL_S = 1.0
 """Seconds between two messages about the runs in progress."""
 
+_WRITING_INTERVAL_S = 5.0
+"""Seconds between two checks whether a process has the journal open for writing."""
+
 _PING_S = 15
 
 _MAX_BODY = 10_000
@@ -73,7 +79,7 @@ _MAX_BODY = 10_000
 
 Answer = Callable[[PinnedStore, Question, Snapshot], Struct]
 
-_HEAVY = {"overview", "facets", "differences", "run", "sql"}
+_HEAVY = {"overview", "causes", "facets", "differences", "run", "sql"}
 """Endpoints whose queries are expensive. The others do not need a permit."""
 
 
@@ -116,10 +122,12 @@ class WebUI:
         self._streams: set[EventStream] = set()
         self._infos: dict[int, SnapshotInfo] = {}
         self._live, self._live_seen = b"", b""
+        self._writing: bool | None = None
         self._app: ASGIApp = Starlette(
             routes=[
                 Route("/api/snapshot", self._endpoint("snapshot", self._snapshot)),
                 Route("/api/overview", self._endpoint("overview", self._overview)),
+                Route("/api/causes", self._endpoint("causes", self._causes)),
                 Route("/api/runs", self._endpoint("runs", self._runs)),
                 Route("/api/live", self._live_runs),
                 Route("/api/run", self._endpoint("run", _run)),
@@ -167,6 +175,7 @@ class WebUI:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._snapshots.keep_current())
                 tasks.create_task(self._send_live_runs())
+                tasks.create_task(self._send_writing())
         except asyncio.CancelledError:
             # The event loop ends; a thread with a long query would keep the process alive.
             self._loop = None
@@ -174,6 +183,7 @@ class WebUI:
             raise
 
     def _end_queries(self) -> None:
+        self._snapshots.interrupt()
         if self._executor is not None:
             self._executor.close()
 
@@ -207,7 +217,10 @@ class WebUI:
     async def _answer(self, request: Request, name: str, answer: Answer, question: Question) -> bytes:
         number = _snapshot_number(request)
         key = _key(name, question)
-        if name == "overview" and self._journal is not None:  # alerts change without a new snapshot
+        if name == "snapshot":  # whether a process writes changes without a new snapshot
+            key += f" {await asyncio.to_thread(is_writing, self._journal)}"
+        if name in ("overview", "causes") and self._journal is not None:
+            # Alerts change without a new snapshot.
             key += f" {await asyncio.to_thread(alerts_version, self._journal)}"
         while True:
             snapshot = await self._snapshots.get(number)
@@ -235,11 +248,17 @@ class WebUI:
 
     def _overview(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
         alerts, _ = alerts_of(self._journal)
-        return overview(store, question, snapshot.number, alerts)
+        incidents = incidents_of(self._journal, since=question.since)
+        return overview(store, question, snapshot.number, alerts, incidents)
+
+    def _causes(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
+        alerts, _ = alerts_of(self._journal)
+        return causes(store, question, snapshot.number, alerts)
 
     def _snapshot(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> SnapshotInfo:
+        writing = is_writing(self._journal)
         if (known := self._infos.get(snapshot.number)) is not None:
-            return known
+            return structs.replace(known, writing=writing)
         query = """select count(*), min(started_at), max(started_at) from runs"""
         names = """select pipeline_name from runs where pipeline_name is not null
             group by 1 order by count(*) desc, 1 limit 200"""
@@ -253,6 +272,7 @@ class WebUI:
             source=self._source(store),
             runs=int(runs),
             in_progress=self._count_in_progress(),
+            writing=writing,
             pipelines=tuple(name for (name,) in pipelines),
             first_at=first.isoformat().replace("+00:00", "Z") if first is not None else None,
             last_at=last.isoformat().replace("+00:00", "Z") if last is not None else None,
@@ -307,6 +327,7 @@ class WebUI:
                 snapshot=snapshot.number,
                 source=self._source(store),
                 alerts=alerts,
+                incidents=incidents_of(self._journal),
                 alerts_error=alerts_error,
                 writers=writers,
                 cursors=cursors,
@@ -381,12 +402,20 @@ class WebUI:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _announce(self, snapshot: Snapshot) -> None:
-        info = await asyncio.to_thread(self._read_info, snapshot)
-        self._send("snapshot", info)
+        self._writing = await asyncio.to_thread(is_writing, self._journal)
+        self._send("snapshot", await asyncio.to_thread(self._read_info, snapshot))
 
     def _send(self, kind: str, data: bytes) -> None:
         for stream in self._streams:
             stream.send(kind, data)
+
+    async def _send_writing(self) -> None:
+        """Send the information about the snapshot again when the first process starts or the last ends."""
+        while True:
+            await asyncio.sleep(_WRITING_INTERVAL_S)
+            if self._streams and await asyncio.to_thread(is_writing, self._journal) != self._writing:
+                with contextlib.suppress(StageflowError, OSError):  # the next snapshot is being built
+                    await self._announce(await self._snapshots.get())
 
     async def _send_live_runs(self) -> None:
         """Send the runs in progress to the event streams whenever they change."""

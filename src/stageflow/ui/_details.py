@@ -34,7 +34,7 @@ def run_details(store: PinnedStore, run_id: str, snapshot: int, *, explain: bool
     explanation = None
     has_ended = record.run.get("status") not in ("OPEN", "CLOSED")
     if explain and has_ended:
-        explanation = store.explain_run(str(record.run["event_id"]))
+        explanation = store.explain_run(record)
     return RunDetails(
         snapshot=snapshot,
         run=record.run,

@@ -6,7 +6,7 @@ import shlex
 
 from .._quantities import duration, percent
 from ..errors import InvalidArgumentError
-from ..store import Difference, Explanation, PinnedStore
+from ..store import FAILED, Difference, Explanation, PinnedStore
 from ._api import Differences
 from ._question import Question
 
@@ -44,13 +44,15 @@ def as_differences(explanation: Explanation, question: Question, snapshot: int) 
     return Differences(
         snapshot=snapshot,
         explanation=explanation,
-        command=_command(question),
+        command=_command(question, explanation.against),
         markdown=explanation_as_markdown(explanation),
     )
 
 
-def _command(question: Question) -> str:
+def _command(question: Question, against: str | None) -> str:
     words = ["stageflow", "explain", str(question.select)]
+    if against is not None and (question.select, against) != (FAILED, f"not {FAILED}"):
+        words += ["--against", against]
     words += ["--over", "stages"] if question.over == "stages" else []
     words += ["--within", question.where] if question.where else []
     words += ["--since", question.since] if question.since else []

@@ -16,6 +16,7 @@ _TYPES = {
     "index.html": "text/html; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
     "app.css": "text/css; charset=utf-8",
+    "saved.js": "text/javascript; charset=utf-8",
     "worker.js": "text/javascript; charset=utf-8",
 }
 

@@ -46,7 +46,7 @@ class Question(Struct, frozen=True, kw_only=True):
         limit: Maximum number of rows of a page, at most 200.
         count: Whether to count all matching runs.
         id: The id of a run.
-        explain: Whether to compare a run with similar runs, or to search for causes.
+        explain: Whether to compare a run with similar runs.
         query: An SQL query.
         field: The field whose values to suggest.
         prefix: The prefix of these values.

@@ -8,55 +8,17 @@ from typing import TYPE_CHECKING, Any
 from .._time import epoch_us, get_clock, rfc3339
 from ..errors import InvalidArgumentError
 from ..journal import Journal
-from ..store import PinnedStore, text
-from ._api import RunRow, Runs
+from ..store import SUMMARY_COLUMNS, PinnedStore, RunSummary, run_summary, text
+from ._api import Runs
 from ._question import Question
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["COLUMNS", "NewestRuns", "run_row", "runs_in_progress", "runs_page"]
-
-COLUMNS = """pipeline_run_id, pipeline_name, status, outcome, failed, started_at, duration_ms, error,
-    first_failed_stage, user_id, org_id, session_id, request_id, service_version, parent_run_id, sample_rate,
-    event_id"""
-"""The columns from which `run_row` creates a row."""
+__all__ = ["NewestRuns", "runs_in_progress", "runs_page"]
 
 _NEWEST = 1_000
 """Number of newest runs to keep in memory."""
-
-_MAX_ERROR = 300
-
-
-def run_row(row: tuple[Any, ...]) -> RunRow:
-    """Return the list row for the values of `COLUMNS`."""
-    run_id, pipeline, status, outcome, failed, started_at, duration_ms, error, stage, *others = row
-    user, org, session, request, version, parent, weight, _ = others
-    return RunRow(
-        run_id=run_id or "",
-        pipeline=pipeline or "",
-        status=status or "",
-        outcome=outcome or "",
-        failed=failed,
-        started_at=rfc3339(epoch_us(started_at.isoformat())) if started_at is not None else "",
-        duration_ms=duration_ms,
-        error=_first_line(error),
-        failed_stage=stage,
-        user_id=user,
-        org_id=org,
-        session_id=session,
-        request_id=request,
-        service_version=version,
-        parent_run_id=parent,
-        weight=weight or 1.0,
-    )
-
-
-def _first_line(error: str | None) -> str | None:
-    if not error:
-        return None
-    line = error.partition("\n")[0]
-    return line if len(line) <= _MAX_ERROR else line[: _MAX_ERROR - 1] + "…"
 
 
 def runs_page(store: PinnedStore, question: Question, snapshot: int) -> Runs:
@@ -75,7 +37,7 @@ def runs_page(store: PinnedStore, question: Question, snapshot: int) -> Runs:
     order = f"order by {column} {direction}, event_id {direction}"
     if column == "duration_ms":
         rest += " and duration_ms is not null"
-    query = f"select {COLUMNS} from runs where {rest} {order} limit {question.limit + 1}"
+    query = f"select {SUMMARY_COLUMNS} from runs where {rest} {order} limit {question.limit + 1}"
 
     def read(cursor: DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], float | None]:
         found = cursor.execute(query).fetchall()
@@ -89,7 +51,7 @@ def runs_page(store: PinnedStore, question: Question, snapshot: int) -> Runs:
     position = _position_of(page[-1], column) if len(found) > question.limit else None
     return Runs(
         snapshot=snapshot,
-        rows=tuple(map(run_row, page)),
+        rows=tuple(map(run_summary, page)),
         next=position,
         total=total,
         sql=f"select * from runs where {question.condition} {order} limit {question.limit}",
@@ -119,9 +81,9 @@ class NewestRuns:
     """
 
     def __init__(self, store: PinnedStore) -> None:
-        query = f"select {COLUMNS} from runs order by started_at desc, event_id desc limit {_NEWEST}"
+        query = f"select {SUMMARY_COLUMNS} from runs order by started_at desc, event_id desc limit {_NEWEST}"
         found = store.query(lambda cursor: cursor.execute(query).fetchall(), query)
-        self._rows = [run_row(row) for row in found]
+        self._rows = [run_summary(row) for row in found]
         self._positions = [_position_of(row, "started_at") for row in found]
         self._is_all = len(found) < _NEWEST
 
@@ -167,14 +129,14 @@ def runs_in_progress(journal: str | None, snapshot: int) -> Runs:
     return Runs(snapshot=snapshot, rows=tuple(rows[:200]), next=None, total=float(len(rows)), sql="")
 
 
-def _row_in_progress(run: Mapping[str, Any]) -> RunRow:
+def _row_in_progress(run: Mapping[str, Any]) -> RunSummary:
     ids = run.get("correlation_ids") or {}
     started_at = str(run.get("started_at") or "")
     try:
         duration_ms = get_clock().wall_ns() / 1e6 - epoch_us(started_at) / 1e3
     except (TypeError, ValueError):
         duration_ms = None
-    return RunRow(
+    return RunSummary(
         run_id=str(run.get("event_id")),
         pipeline=str(run.get("pipeline_name") or ""),
         status="OPEN",

@@ -77,18 +77,17 @@ def _key(path: str, **parameters: str) -> str:
 
 
 def _page(title: str, query: Mapping[str, str], responses: Mapping[str, Struct]) -> bytes:
-    script, style = read_asset("app.js"), read_asset("app.css")
-    if script is None or style is None:
+    assets = [read_asset(name) for name in ("app.js", "app.css", "saved.js")]
+    if None in assets:
         raise SettingsError(f"cannot save HTML: {MISSING}", "--html")
-    code = script.decode().replace("</script", "<\\/script")
-    rules = style.decode().replace("</style", "<\\/style")
+    script, style, start = (asset or b"" for asset in assets)
     saved_at = rfc3339(get_clock().wall_ns() // 1000)
     page = {"query": urlencode(query), "title": title, "saved_at": saved_at}
     bodies = {key: Raw(msgspec.json.encode(response)) for key, response in responses.items()}
-    compressed = base64.b64encode(gzip.compress(msgspec.json.encode(bodies), mtime=0)).decode()
+    packed = _packed(msgspec.json.encode(bodies))
     policy = (
-        f"default-src 'none'; script-src '{_hash(code)}'; style-src '{_hash(rules)}'; img-src data:;"
-        " base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src '{_hash(start)}' '{_hash(script)}'; style-src '{_hash(style)}';"
+        " img-src data:; base-uri 'none'; form-action 'none'"
     )
     parts = (
         "<!doctype html>",
@@ -97,13 +96,19 @@ def _page(title: str, query: Mapping[str, str], responses: Mapping[str, Struct])
         '<meta name="color-scheme" content="light dark">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         f"<title>{html.escape(title)} · stageflow</title>",
-        f'<style>{rules}</style></head><body><div id="app"></div>',
+        '</head><body><div id="app"></div>',
         f'<script type="application/json" id="page">{_json(page)}</script>',
-        f'<script type="application/json" id="responses" data-encoding="gzip">{compressed}</script>',
-        f"<script>{code}</script>",
+        f'<script type="application/json" id="responses" data-encoding="gzip">{packed}</script>',
+        f'<script type="text/plain" id="packed-style">{_packed(style)}</script>',
+        f'<script type="text/plain" id="packed-script">{_packed(script)}</script>',
+        f"<script>{start.decode()}</script>",
         "</body></html>\n",
     )
     return "\n".join(parts).encode()
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def _json(value: object) -> str:
@@ -111,6 +116,5 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode().replace("<", "\\u003c")
 
 
-def _hash(content: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    return f"sha256-{digest}"
+def _hash(content: bytes) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}"

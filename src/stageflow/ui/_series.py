@@ -6,21 +6,31 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._time import epoch_us, get_clock, rfc3339
-from ..store import PinnedStore, count_if, percentiles, quoted, ranked, resolve_field, text
+from .._time import epoch_us, rfc3339
+from ..store import (
+    FirstSighting,
+    PinnedStore,
+    count_if,
+    first_sightings,
+    percentiles,
+    quoted,
+    ranked,
+    resolve_field,
+    text,
+    time_range,
+)
 from ._api import Mark, Series, SeriesGroup
 from ._question import Question
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Steps", "first_sightings", "series", "steps_of"]
+__all__ = ["Steps", "as_mark", "series", "steps_of"]
 
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 604800)
 """Allowed lengths of a time step in seconds, so that steps start at round times."""
 
 _MAX_GROUPS = 10
-_MAX_MARKS = 50
 _WEEK_US = 7 * 86_400_000_000
 
 
@@ -53,39 +63,51 @@ class Steps:
 
 def steps_of(cursor: DuckDBPyConnection, question: Question) -> Steps:
     """Return the time steps for the range of a question, or of its rows."""
-    since, until = question.since, question.until
-    since_us = epoch_us(since) if since else None
-    until_us = epoch_us(until) if until else None
-    if since_us is None or until_us is None:
-        found = cursor.execute(
+    since_us = epoch_us(question.since) if question.since else None
+    until_us = epoch_us(question.until) if question.until else None
+    rows: tuple[int | None, int | None] = (None, None)
+    if since_us is None:
+        (rows,) = cursor.execute(
             f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from {question.over}"
             f" where {question.condition}"
-        ).fetchone()
-        first, last = found if found is not None else (None, None)
-        now_us = get_clock().wall_ns() // 1000
-        if until_us is None:
-            # A range that starts at a relative time ends now, so that a period without runs is visible.
-            until_us = now_us if since_us is not None else (last + 1 if last is not None else now_us)
-        if since_us is None:
-            since_us = first if first is not None else until_us - 3_600_000_000
-    return Steps(since_us, max(until_us, since_us + 1), question.columns)
+        ).fetchall()
+    since_us, until_us = time_range(rows, since_us, until_us)
+    return Steps(since_us, until_us, question.columns)
 
 
-def series(store: PinnedStore, question: Question, snapshot: int) -> Series:
+def series(
+    store: PinnedStore,
+    question: Question,
+    snapshot: int,
+    *,
+    sightings: Sequence[FirstSighting] | None = None,
+) -> Series:
     """Return the series of a question; see `Series`.
+
+    Args:
+        store: The store.
+        question: The question.
+        snapshot: Number of the snapshot.
+        sightings: The first occurrences in the time range, if they are known; default None, to query them.
 
     Raises:
         QueryError: A predicate is invalid, or the field to group by is unknown.
     """
     return store.query(
-        lambda cursor: _series(cursor, store.weighted, question, snapshot),
+        lambda cursor: _series(cursor, store.weighted, question, snapshot, sightings),
         "series",
         predicates=question.predicates,
         over=[question.over],
     )
 
 
-def _series(cursor: DuckDBPyConnection, weighted: bool, question: Question, snapshot: int) -> Series:
+def _series(
+    cursor: DuckDBPyConnection,
+    weighted: bool,
+    question: Question,
+    snapshot: int,
+    sightings: Sequence[FirstSighting] | None,
+) -> Series:
     steps = steps_of(cursor, question)
     field = resolve_field(cursor, question.over, question.by) if question.by is not None else None
     groups, others = _groups(cursor, question, field)
@@ -94,6 +116,8 @@ def _series(cursor: DuckDBPyConnection, weighted: bool, question: Question, snap
     if question.previous:
         found = _group(cursor, question, steps, weighted, None, None, shift_us=_WEEK_US)
         previous = found if any(found.count) else None
+    if sightings is None:
+        sightings = first_sightings(cursor, rfc3339(steps.since_us), question.until)
     return Series(
         snapshot=snapshot,
         since=rfc3339(steps.since_us),
@@ -103,7 +127,7 @@ def _series(cursor: DuckDBPyConnection, weighted: bool, question: Question, snap
         groups=tuple(measured),
         other_groups=others,
         previous=previous,
-        marks=first_sightings(cursor, rfc3339(steps.since_us), question.until),
+        marks=tuple(map(as_mark, sightings)),
         estimated=weighted,
         sql=f"select time_bucket(to_seconds({steps.step_s:g}), started_at) as step, {count_if()} as count,"
         f" {count_if('failed')} as failed, quantile_disc(duration_ms, [0.5, 0.95, 0.99]) as durations"
@@ -172,32 +196,6 @@ def _shifted(question: Question, steps: Steps, shift_us: int) -> str:
     return Question(over=question.over, where=question.where, since=since, until=until).condition
 
 
-def first_sightings(cursor: DuckDBPyConnection, since: str, until: str | None) -> tuple[Mark, ...]:
-    """Return the versions and errors that occurred for the first time in a time range, oldest first.
-
-    Versions and errors that were present from the start are not new: the first version, and errors that first
-    occurred in the first twentieth of the recorded time.
-    """
-    end = f" and first_at < {text(until)}::timestamptz" if until is not None else ""
-    found = cursor.execute(f"""
-        select epoch_us(first_at), kind, label, value from (
-            select min(started_at) as first_at, 'version' as kind, service_version as label,
-                service_version as value
-            from runs where service_version is not null group by service_version
-            qualify first_at > min(first_at) over ()
-            union all
-            select min(started_at), 'error',
-                coalesce(any_value(error_type), 'error')
-                    || coalesce(' in ' || any_value(first_failed_stage), ''),
-                error_fingerprint
-            from runs where error_fingerprint is not null group by error_fingerprint
-            having min(started_at) > (
-                select min(started_at) + (max(started_at) - min(started_at)) / 20 from runs
-            )
-        ) where first_at >= {text(since)}::timestamptz{end} order by 1 desc limit {_MAX_MARKS}""").fetchall()
-    columns = {"version": "service_version", "error": "error_fingerprint"}
-    marks = [
-        Mark(at=rfc3339(at), kind=kind, label=str(label), where=f"{columns[kind]} = {text(value)}")
-        for at, kind, label, value in found
-    ]
-    return tuple(reversed(marks))
+def as_mark(sighting: FirstSighting) -> Mark:
+    """Return the mark of a first occurrence."""
+    return Mark(at=sighting.at, kind=sighting.kind, label=sighting.label, where=sighting.where)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 
 from .._time import get_clock, rfc3339
 from ..errors import StageflowError
-from ..store import PinnedStore
+from ..store import Interruption, PinnedStore
 
 __all__ = ["Snapshot", "SnapshotGone", "Snapshots"]
 
@@ -95,6 +95,7 @@ class Snapshots:
         self._used_at = time.monotonic()
         self._build_s = 0.0
         self._numbers = 0
+        self._opening = Interruption()
         self.error: str | None = None
 
     def use_running_loop(self) -> None:
@@ -155,7 +156,9 @@ class Snapshots:
                 self.error = None
                 return
             began = time.monotonic()
-            store = await asyncio.to_thread(self._open_store)
+            self._opening = Interruption()
+            with self._opening:
+                store = await asyncio.to_thread(self._open_store)
             self._build_s = time.monotonic() - began
             self._numbers += 1
             snapshot = Snapshot(self._numbers, store)
@@ -164,6 +167,10 @@ class Snapshots:
                 self._kept.pop(0).retire()
             self.error = None
             self._changed(snapshot)
+
+    def interrupt(self) -> None:
+        """Interrupt the reading of the records: its thread would delay the end of the process."""
+        self._opening.interrupt()
 
     def close(self) -> None:
         """Close each snapshot when no query uses it anymore."""

@@ -10,7 +10,17 @@ from typing import Any
 import msgspec
 
 from .._time import get_clock
-from ..alerts import EventsDropped, Silence, add_silence, read_silences, read_state, silences_path
+from ..alerts import (
+    STATE_FILE,
+    EventsDropped,
+    IncidentRecord,
+    Silence,
+    add_silence,
+    alert_history,
+    read_silences,
+    read_state,
+    silences_path,
+)
 from ..errors import DamagedFileError, InvalidArgumentError, StageflowError, did_you_mean
 from ..journal import cursor_names, cursor_state, list_writers, writer_is_alive
 from ..store import PinnedStore
@@ -23,11 +33,14 @@ __all__ = [
     "cursors_of",
     "damage_of",
     "dropped_of",
+    "incidents_of",
+    "is_writing",
     "silence",
     "writers_of",
 ]
 
-_STATE = "alerts.json"
+_STATE = STATE_FILE.name
+_MAX_INCIDENTS = 50
 _LOSSES_S = 7 * 86_400.0
 
 
@@ -54,6 +67,33 @@ def alerts_of(journal: str | None) -> tuple[list[dict[str, Any]], str | None]:
         }
         for name, rule in sorted(state.rules.items())
     ], None
+
+
+def incidents_of(journal: str | None, *, since: str | None = None) -> tuple[IncidentRecord, ...]:
+    """Return the newest incidents, newest first; none if they are unavailable: see `alerts_of`.
+
+    Args:
+        journal: Directory of the journal.
+        since: Only incidents that had not ended before this time, RFC 3339.
+    """
+    if journal is None:
+        return ()
+    moment = msgspec.convert(since, datetime) if since is not None else None
+    with contextlib.suppress(StageflowError, OSError):
+        return tuple(alert_history(journal, since=moment, limit=_MAX_INCIDENTS))
+    return ()
+
+
+def is_writing(journal: str | None) -> bool:
+    """Return whether a process has the journal open for writing; False if that is unknown."""
+    if journal is None:
+        return False
+    with contextlib.suppress(OSError):
+        for segments in reversed(list_writers(journal).values()):
+            with contextlib.suppress(OSError):  # deleted or archived in the meantime
+                if writer_is_alive(segments):
+                    return True
+    return False
 
 
 def alerts_version(journal: str) -> tuple[int, ...]:

@@ -194,10 +194,10 @@ export function Heatmap({
           if (!(share >= 0 && share <= 1)) return null;
           return (
             <div
-              key={mark.kind + mark.label}
+              key={mark.kind + mark.label + mark.at}
               class={`vmark ${mark.kind}`}
               style={{ left: `${share * 100}%` }}
-              title={`${mark.kind}: ${mark.label}, first at ${shortTime(mark.at, "second")}`}
+              title={`${mark.kind}: ${mark.label}, ${mark.kind === "alert" ? "from" : "first at"} ${shortTime(mark.at, "second")}${mark.until ? ` to ${shortTime(mark.until, "second")}` : ""}`}
             >
               {mark.kind === "version" && <span class={share > 0.85 ? "flip" : ""}>{mark.label}</span>}
             </div>

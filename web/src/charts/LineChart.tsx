@@ -243,10 +243,17 @@ function drawMarks(self: uPlot, marks: Mark[]): void {
   context.save();
   for (const mark of marks) {
     const x = self.valToPos(Date.parse(mark.at) / 1000, "x", true);
+    const colour = token(mark.kind === "version" ? "accent" : mark.kind === "error" ? "fail" : "retry");
+    if (mark.kind === "alert") {
+      const until = mark.until
+        ? self.valToPos(Date.parse(mark.until) / 1000, "x", true)
+        : left + width;
+      const from = Math.max(x, left);
+      context.fillStyle = `${colour}22`;
+      context.fillRect(from, top, Math.max(Math.min(until, left + width) - from, 0), height);
+    }
     if (x < left || x > left + width) continue;
-    context.strokeStyle = token(
-      mark.kind === "version" ? "accent" : mark.kind === "error" ? "fail" : "retry",
-    );
+    context.strokeStyle = colour;
     context.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
     context.lineWidth = devicePixelRatio;
     context.beginPath();

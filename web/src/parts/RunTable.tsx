@@ -1,7 +1,7 @@
 /** A table of runs. */
 
 import type { JSX } from "preact";
-import type { RunRow } from "../api";
+import type { RunSummary } from "../api";
 import { At } from "../clock";
 import { duration, shortId } from "../format";
 import { and, identifier, literal } from "../predicate";
@@ -9,7 +9,7 @@ import { changed, go, Link, parameters, viewAddress } from "../router";
 import { Mark } from "./Mark";
 
 type Properties = {
-  rows: RunRow[];
+  rows: RunSummary[];
   label: string;
   /** Fewer columns, for a narrow panel. */
   brief?: boolean;
@@ -118,19 +118,19 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
   );
 }
 
-function runAddress(row: RunRow): string {
+function runAddress(row: RunSummary): string {
   return viewAddress("run", { id: row.run_id });
 }
 
 /** Open a run by a click anywhere in its row, except on a control or while selecting text. */
-function openRow(event: MouseEvent, row: RunRow): void {
+function openRow(event: MouseEvent, row: RunSummary): void {
   const target = event.target as HTMLElement;
   if (target.closest("a, button, input") || String(getSelection() ?? "")) return;
   if (event.metaKey || event.ctrlKey) window.open(runAddress(row), "_blank", "noopener");
   else go(runAddress(row));
 }
 
-function Reason({ row }: { row: RunRow }): JSX.Element | null {
+function Reason({ row }: { row: RunSummary }): JSX.Element | null {
   if (row.running.length) return <span class="is-running">{row.running.join(", ")}</span>;
   if (!row.error && !row.failed_stage) return null;
   return (

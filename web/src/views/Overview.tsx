@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
-import type { Finding, Mark, Overview as Data, Series } from "../api";
+import type { Causes, Finding, Mark, Overview as Data, Series } from "../api";
 import { LineChart } from "../charts/LineChart";
 import { Ago } from "../clock";
 import { command } from "../command";
@@ -14,7 +14,7 @@ import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
 import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
 import { and } from "../predicate";
-import { type Loaded, useExplained } from "../query";
+import { useQuery } from "../query";
 import { Link, type Parameters, useParameters, viewAddress } from "../router";
 import { useStore } from "../store";
 import { followedSlowly, snapshot } from "../stream";
@@ -22,13 +22,14 @@ import { followedSlowly, snapshot } from "../stream";
 export function Overview(): JSX.Element {
   const state = useParameters();
   const info = useStore(snapshot);
-  const query = useExplained<Data>(
-    "overview",
-    "api/overview",
-    { where: state.where, since: state.since, until: state.until },
-    followedSlowly,
-  );
+  const range = { where: state.where, since: state.since, until: state.until };
+  const query = useQuery<Data>("overview", "api/overview", range, followedSlowly);
+  // To find what the affected runs have in common takes longer.
+  const explained = useQuery<Causes>("causes", "api/causes", range, followedSlowly);
   const { data } = query;
+  const causes = explained.stale ? null : explained.data;
+  const findings = causes?.findings ?? data?.findings ?? [];
+  const pending = query.stale ? "Loading…" : explained.loading && !causes ? "Searching for causes…" : null;
   const series = data?.series;
   const lines = useMemo(
     () =>
@@ -43,14 +44,21 @@ export function Overview(): JSX.Element {
   usePage({
     title: "Overview",
     command: command("stats", state),
-    ...(data ? { sql: data.series.sql, markdown: () => markdown(state, data) } : {}),
+    ...(data ? { sql: data.series.sql, markdown: () => markdown(state, data, findings) } : {}),
   });
 
   if (query.problem && !data) return <ProblemBox problem={query.problem} retry={query.reload} />;
   if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
   return (
     <div class="stack">
-      {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : <Findings query={query} findings={data.findings} />}
+      {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : (
+        <Findings
+          findings={findings}
+          pending={pending}
+          stale={query.stale}
+          problem={causes ? null : (explained.problem?.title ?? null)}
+        />
+      )}
       <div class="columns-3">
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
@@ -81,7 +89,7 @@ export function Overview(): JSX.Element {
             changes.length ? (
               <ol class="changes">
                 {changes.slice(0, 12).map((change) => (
-                  <li key={change.kind + change.label}>
+                  <li key={change.kind + change.label + change.at}>
                     <ChangeLine change={change} />
                   </li>
                 ))}
@@ -156,10 +164,21 @@ const LEVELS: Record<Finding["level"], [shape: string, kind: string, word: strin
   ok: ["●", "ok", "no problem"],
 };
 
-function Findings({ query, findings }: { query: Loaded<Data>; findings: Finding[] }): JSX.Element {
-  const { provisional, stale } = query;
+function Findings({
+  findings,
+  pending,
+  stale,
+  problem,
+}: {
+  findings: Finding[];
+  /** What is still loading; null if nothing is. */
+  pending: string | null;
+  stale: boolean;
+  /** Why the causes are unknown. */
+  problem: string | null;
+}): JSX.Element {
   return (
-    <section aria-label="Findings" class="findings-area" aria-busy={stale || provisional}>
+    <section aria-label="Findings" class="findings-area" aria-busy={pending !== null}>
       <ul class={`findings ${stale ? "stale" : ""}`}>
         {findings.map((finding, index) => {
           const [shape, kind, word] = LEVELS[finding.level];
@@ -171,7 +190,7 @@ function Findings({ query, findings }: { query: Loaded<Data>; findings: Finding[
               </span>
               <div>
                 <span class="unseen">{word}: </span>
-                {provisional && index === 0 && <span class="muted">Provisional: </span>}
+                {pending && !stale && index === 0 && <span class="muted">Provisional: </span>}
                 {index === 0 ? (
                   <h1>{withTimes(finding.text)}</h1>
                 ) : (
@@ -186,11 +205,14 @@ function Findings({ query, findings }: { query: Loaded<Data>; findings: Finding[
                         : `Show the ${finding.view}`}
                   </Link>
                 )}
-                {index === 0 && (stale || provisional) && (
+                {index === 0 && pending && (
                   <span class="muted nowrap" role="status">
                     {" "}
-                    {stale ? "Loading…" : "Searching for causes…"}
+                    {pending}
                   </span>
+                )}
+                {index === 0 && problem && !pending && (
+                  <span class="muted"> The causes are unknown: {problem}</span>
                 )}
               </div>
             </li>
@@ -232,7 +254,12 @@ function ChangeLine({ change }: { change: Mark }): JSX.Element {
         </Link>
       ) : (
         <Link to={viewAddress("status")}>
-          <bdi>{change.label}</bdi>
+          <bdi>{change.label}</bdi>{" "}
+          <span class="muted nowrap">
+            {change.until
+              ? `resolved after ${duration(Date.parse(change.until) - Date.parse(change.at))}`
+              : "firing"}
+          </span>
         </Link>
       )}
     </>
@@ -255,15 +282,18 @@ function NoRecords({ source }: { source: string }): JSX.Element {
   );
 }
 
-function markdown(state: Parameters, data: Data): string {
+function markdown(state: Parameters, data: Data, findings: Finding[]): string {
   return section(
     "# Overview",
     scope(state),
-    data.findings.map((finding) => `- ${finding.level}: ${finding.text}`).join("\n"),
+    findings.map((finding) => `- ${finding.level}: ${finding.text}`).join("\n"),
     data.changes.length > 0 &&
       `## What changed\n\n${data.changes
         .slice(0, 12)
-        .map((each) => `- ${time(each.at)} ${KINDS[each.kind]}: ${each.label}`)
+        .map(
+          (each) =>
+            `- ${time(each.at)}${each.until ? ` to ${time(each.until)}` : ""} ${KINDS[each.kind]}: ${each.label}`,
+        )
         .join("\n")}`,
     data.failing.length > 0 &&
       `## Newest failures\n\n${table(

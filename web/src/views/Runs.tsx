@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import type { Runs as Page, RunRow } from "../api";
+import type { Runs as Page, RunSummary } from "../api";
 import { command } from "../command";
 import { count, duration, percent, plural, time } from "../format";
 import { scope, section, table } from "../markdown";
@@ -146,7 +146,7 @@ function InProgress({ range }: { range: Range }): JSX.Element | null {
   const reported = useStore(inProgress);
   const unfiltered = !range.where && !range.since && !range.until;
   const query = useQuery<Page>("live", unfiltered && reported ? null : "api/live", range, followed);
-  const rows: RunRow[] = (unfiltered && reported ? reported.rows : query.data?.rows) ?? [];
+  const rows: RunSummary[] = (unfiltered && reported ? reported.rows : query.data?.rows) ?? [];
   if (rows.length === 0) return null;
   return (
     <section class="panel flush">

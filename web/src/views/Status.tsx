@@ -1,7 +1,7 @@
 /** The state of the alerts, the journal, the archive and the server. */
 
 import type { ComponentChildren, JSX } from "preact";
-import type { SilenceRequest, Status as Data } from "../api";
+import type { IncidentRecord, SilenceRequest, Status as Data } from "../api";
 import { post, RequestError } from "../client";
 import { Ago } from "../clock";
 import { bytes, count, duration, plural, time } from "../format";
@@ -38,6 +38,18 @@ export function Status(): JSX.Element {
               text(alert.error),
             ]),
           ),
+        data &&
+          data.incidents.length > 0 &&
+          `## Incidents\n\n${table(
+            ["rule", "status", "fired", "ended", "worst value"],
+            data.incidents.map((each) => [
+              each.rule,
+              each.status,
+              time(each.fired_at),
+              each.ended_at ? time(each.ended_at) : "",
+              each.summary,
+            ]),
+          )}`,
         data && data.damage.map((each) => `- ${each}`).join("\n"),
       ),
   });
@@ -56,6 +68,11 @@ export function Status(): JSX.Element {
           )
         }
       </Panel>
+      {data && data.incidents.length > 0 && (
+        <Panel flush secondary title="Incidents" query={query} height={120}>
+          {(status) => <Incidents incidents={status.incidents} />}
+        </Panel>
+      )}
       {data && data.damage.length > 0 && (
         <section class="panel">
           <header>
@@ -271,6 +288,81 @@ function AlertLine({
         </td>
       )}
     </tr>
+  );
+}
+
+const INCIDENT_KINDS: Record<IncidentRecord["status"], [kind: string, shape: string]> = {
+  firing: ["fail", "✕"],
+  resolved: ["ok", "●"],
+  removed: ["skip", "○"],
+};
+
+function Incidents({ incidents }: { incidents: IncidentRecord[] }): JSX.Element {
+  return (
+    <table class="rows" aria-label="Incidents">
+      <thead>
+        <tr>
+          <th scope="col">Rule</th>
+          <th scope="col">Status</th>
+          <th scope="col">Worst value</th>
+          <th scope="col" class="medium-only">
+            Fired
+          </th>
+          <th scope="col">Lasted</th>
+          <th scope="col" class="wide-only">
+            Delivered
+          </th>
+          <th scope="col" class="wide-only">
+            Silence
+          </th>
+        </tr>
+      </thead>
+      <tbody>
+        {incidents.map((each) => {
+          const [kind, shape] = INCIDENT_KINDS[each.status];
+          const silence = each.silences.at(-1);
+          return (
+            <tr key={each.id}>
+              <td>
+                <bdi>{each.rule}</bdi>
+              </td>
+              <td>
+                <State kind={kind}>
+                  {shape} {each.status}
+                </State>
+              </td>
+              <td>
+                <bdi>{each.summary}</bdi>
+              </td>
+              <td class="medium-only nowrap">
+                <Ago at={each.fired_at} />
+              </td>
+              <td class="nowrap">
+                {each.ended_at ? duration(Date.parse(each.ended_at) - Date.parse(each.fired_at)) : "–"}
+              </td>
+              <td class="wide-only">
+                {Object.entries(each.receivers).map(([name, counters]) => (
+                  <div key={name} class={counters.sent ? "" : "is-fail"}>
+                    <bdi>{name}</bdi>: {counters.sent ? plural(counters.sent, "notification") : counters.last_error}
+                  </div>
+                ))}
+                {Object.keys(each.receivers).length === 0 && "–"}
+              </td>
+              <td class="wide-only">
+                {silence ? (
+                  <bdi>
+                    {silence.reason}
+                    {silence.by && <span class="muted"> (by {silence.by})</span>}
+                  </bdi>
+                ) : (
+                  "–"
+                )}
+              </td>
+            </tr>
+          );
+        })}
+      </tbody>
+    </table>
   );
 }
 

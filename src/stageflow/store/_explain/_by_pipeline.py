@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
 
+from ..._explained import Part
 from .._selection import named_fields, parenthesized
-from ._explanation import Explanation, Part
+from ._explanation import Explanation
 from ._fields import literal
 from ._request import Request
 

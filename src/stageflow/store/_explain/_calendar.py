@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._explained import Shape
 from ._categories import Named, find_categories
-from ._explanation import Shape
 from ._fields import Field
 from ._finding import Finding
 from ._orders import iso

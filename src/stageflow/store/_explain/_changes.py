@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import stats
 
+from ..._explained import Change, Part
 from ..._time import rfc3339
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE
-from ._explanation import Change, Part
 from ._fields import Column, attribute_role, quoted
-from ._sample import Floats, Question, Sample
+from ._sample import Floats, Population, Sample
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -94,15 +94,15 @@ def find_changes(
     """
     if "started_at" not in columns:
         return Changes(limitations=("Changes are unknown, because the rows have no started_at.",))
-    question = sample.question
+    population = sample.population
     ((first_selected, last),) = connection.execute(
         f'SELECT min(epoch(started_at)) FILTER ("#selected"), max(epoch(started_at)) '
-        f"FROM ({question.rows('started_at')})"
+        f"FROM ({population.rows('started_at')})"
     ).fetchall()
     if first_selected is None:
         return Changes()
     onset_s, by = _onset(sample, onset, first_selected)
-    earlier = _History(question, history, last)
+    earlier = _History(population, history, last)
     fetched: Any = connection.execute(
         f"SELECT epoch(started_at) AS time FROM ({earlier.rows('started_at')}) ORDER BY time"
     ).fetchnumpy()
@@ -113,7 +113,7 @@ def find_changes(
         note = f"Only {at:,} of {len(times):,} rows started before {before}, so changes cannot be determined."
         return Changes((), before, by, (note,))
     values = _values(connection, earlier, times, _compared(connection, sample.table, columns.values()), "")
-    if stage_columns and question.view == "runs":
+    if stage_columns and population.view == "runs":
         attributes = _compared(
             connection,
             f"(SELECT s.* FROM stages s JOIN {sample.table} USING (pipeline_run_id))",
@@ -193,13 +193,13 @@ def _most_different(sample: Sample) -> float | None:
 class _History:
     """All rows in which a value can have occurred, also those that are not compared."""
 
-    question: Question
+    population: Population
     condition: str | None
     last_s: float
 
     def rows(self, columns: str) -> str:
         """Return a query for the rows, with `selected`, `eligible` and `weight`."""
-        one = self.question
+        one = self.population
         condition = f"(\n{self.condition}\n)" if self.condition is not None else "TRUE"
         return (
             f'SELECT {one.selected} AS "#selected", {one.eligible} AS "#eligible", '

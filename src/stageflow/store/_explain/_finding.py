@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ._explanation import Shape
+from ..._explained import Shape
 from ._fields import Condition, Field
 from ._sample import Mask
 from ._values import Counts

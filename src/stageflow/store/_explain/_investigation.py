@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import structs
 
+from ..._explained import Difference, LeftOut
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
 from .._columns import FAILED
@@ -17,7 +18,7 @@ from .._selection import FIELDS_HINT, as_query_error, check_binds, named_fields,
 from ._changes import find_changes
 from ._combinations import find_combinations
 from ._comparing import FieldValues, compare_field
-from ._explanation import Difference, Explanation, LeftOut
+from ._explanation import Explanation
 from ._fields import (
     PROCESS_FIELDS,
     RESULTS,
@@ -36,7 +37,7 @@ from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
 from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
-from ._sample import Question, Sample, sample_rows
+from ._sample import Population, Sample, sample_rows
 from ._summary import onset_of, summarize
 from ._totals import RowCounts, Totals, count_rows, count_totals
 
@@ -90,9 +91,9 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
         check_binds(connection, request.over, request.within)
     request = structs.replace(request, where=where, against=against)
     try:
-        question, cluster, counted = _question(connection, request, columns)
+        population, cluster, counted = _population(connection, request, columns)
         copied = [column for column in columns if column.name not in UNREAD - referenced]
-        with sample_rows(connection, question, copied, (counted.selection, counted.rest)) as sample:
+        with sample_rows(connection, population, copied, (counted.selection, counted.rest)) as sample:
             totals = count_totals(connection, sample, counted.users)
             investigation = _Investigation(
                 connection, request, columns, sample, totals, frozenset(referenced), cluster
@@ -106,9 +107,9 @@ def _is_true(predicate: str) -> str:
     return f"coalesce({parenthesized(predicate)}::BOOLEAN, FALSE)"
 
 
-def _question(
+def _population(
     connection: DuckDBPyConnection, request: Request, columns: Sequence[Column]
-) -> tuple[Question, str | None, RowCounts]:
+) -> tuple[Population, str | None, RowCounts]:
     """Return the predicates of the comparison, the field whose values are the clusters, and the counts."""
     names = {column.name for column in columns}
     selected = _is_true(request.where or "TRUE")
@@ -123,9 +124,9 @@ def _question(
     )
     run = next((name for name in ("pipeline_run_id", "event_id") if name in names), None)
     single = f"CAST({quoted(run)} AS VARCHAR)" if run is not None else "CAST(row_number() OVER () AS VARCHAR)"
-    question = Question(request.over, selected, eligible, weight, single)
+    population = Population(request.over, selected, eligible, weight, single)
     possible = [name for name in ("session_id", "root_run_id", "user_id") if name in names]
-    counted = count_rows(connection, question, names, possible)
+    counted = count_rows(connection, population, names, possible)
     cluster = request.cluster
     if cluster is not None:
         if cluster not in names:
@@ -140,10 +141,10 @@ def _question(
         parts = [f"CAST({quoted(cluster)} AS VARCHAR)"]
         if cluster == "session_id" and "root_run_id" in names:
             parts.append("CAST(root_run_id AS VARCHAR)")
-        question = replace(question, cluster=f"coalesce({', '.join((*parts, single))})")
+        population = replace(population, cluster=f"coalesce({', '.join((*parts, single))})")
     elif request.over == "stages":
         cluster = run
-    return question, cluster, counted
+    return population, cluster, counted
 
 
 class _Investigation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from ._explanation import Location, Part
+from ..._explained import Location, Part
 from ._fields import Column
 from ._sample import Sample
 
@@ -47,7 +47,7 @@ def find_locations(
 def _of_errors(
     connection: DuckDBPyConnection, sample: Sample, columns: Mapping[str, Column]
 ) -> tuple[Location, ...]:
-    names = ["first_failed_stage" if sample.question.view == "runs" else "stage_name"]
+    names = ["first_failed_stage" if sample.population.view == "runs" else "stage_name"]
     names += ["error_type", "error_fingerprint"]
     shown = [name if name in columns else f"NULL AS {name}" for name in names]
     if all(text.startswith("NULL") for text in shown[:2]):
@@ -57,7 +57,7 @@ def _of_errors(
         f'SELECT {first}, {type_}, {fingerprint}, count(*) FILTER ("#selected") AS rows, '
         f'sum("#weight") FILTER ("#selected") AS weight, count(*) FILTER (NOT "#selected"), '
         f'coalesce(sum("#weight") FILTER (NOT "#selected"), 0) '
-        f"FROM ({sample.question.rows(', '.join(shown))}) GROUP BY ALL "
+        f"FROM ({sample.population.rows(', '.join(shown))}) GROUP BY ALL "
         f'HAVING count(*) FILTER ("#selected") > 0 '
         f"ORDER BY weight DESC, rows DESC, 1, 2, 3 LIMIT {_MAX_LOCATIONS}"
     ).fetchall()

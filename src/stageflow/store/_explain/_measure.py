@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._explanation import Difference, Part
+from ..._explained import Difference, Part
 from ._fields import Condition
 from ._finding import Finding
 from ._sample import Floats, Sample
@@ -42,7 +42,7 @@ def measure(
 
     Args:
         connection: The connection.
-        sample: The sample, whose question defines the rows.
+        sample: The sample, whose population is counted.
         columns: The columns of the view.
         totals: The counts of all rows.
         findings: The findings.
@@ -103,7 +103,7 @@ def _count(
     ms = "TRY_CAST(duration_ms AS DOUBLE)"
     digits = f"2 - CAST(floor(log10(greatest({ms}, 1e-6))) AS INTEGER)"
     rounded = f"CASE WHEN isfinite({ms}) THEN round({ms}, {digits}) END"
-    rows = sample.question.rows(
+    rows = sample.population.rows(
         f"{_bits(dict(enumerate(matches)))} AS matches, "
         f"{'user_id' if 'user_id' in columns else 'NULL'} AS user_id, "
         f"{rounded if durations and 'duration_ms' in columns else 'NULL::DOUBLE'} AS ms",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._explanation import Shape
+from ..._explained import Shape
 from ._fields import Field, literal
 from ._finding import Finding
 from ._sample import Cohorts, Floats, Mask

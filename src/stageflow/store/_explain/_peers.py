@@ -11,14 +11,14 @@ from uuid import uuid4
 import numpy as np
 from msgspec import structs
 
+from ..._explained import Measured, Part, SameError, StageMeasured, UnusualValue
 from ..._quantities import duration as duration_text
 from ...journal import RunRecord
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE, DATA_PATHS
 from .._selection import parenthesized
-from ._explanation import Part
 from ._fields import DOCUMENTS, IDS, STAGE_FIELDS, SUBORDINATE, Column, Field, literal, quoted
-from ._run_explanation import Measured, RunExplanation, SameError, StageMeasured, UnusualValue
+from ._run_explanation import RunExplanation
 from ._sample import Floats
 from ._values import ValueTable, count_values
 

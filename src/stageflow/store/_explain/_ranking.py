@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ..._explained import Verdict
 from ._comparing import FieldValues
-from ._explanation import Verdict
 from ._fields import SUBORDINATE
 from ._finding import Finding, Tested
 from ._sample import Cohorts

@@ -142,7 +142,7 @@ class Fields:
         fields += documents
         read = sample.values(fields)
         self._add([FieldValues(field, *values) for field, values in zip(fields, read, strict=True)])
-        source = f"({sample.question.rows(', '.join(quoted(name) for name in self._columns))})"
+        source = f"({sample.population.rows(', '.join(quoted(name) for name in self._columns))})"
         self._count(fields, sample.table, source)
 
     def _document_fields(
@@ -270,7 +270,7 @@ class Fields:
             source = (
                 f'(SELECT r."#selected", r."#weight", s.stage_name AS "#stage", '
                 f"{', '.join(f's.{quoted(column.name)}' for column in columns)} FROM stages s JOIN "
-                f"({sample.question.rows('pipeline_run_id')}) r USING (pipeline_run_id) "
+                f"({sample.population.rows('pipeline_run_id')}) r USING (pipeline_run_id) "
                 f"WHERE s.status <> 'RETRY')"
             )
             groups = [

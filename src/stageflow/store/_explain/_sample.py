@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ._explanation import Part
+from ..._explained import Part
 from ._fields import Column, Field, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Cohorts", "Floats", "Mask", "Question", "Sample", "sample_rows"]
+__all__ = ["Cohorts", "Floats", "Mask", "Population", "Sample", "sample_rows"]
 
 
 Mask = NDArray[np.bool_]
@@ -115,8 +115,8 @@ def _coincidence_p(selected: Floats, rows: Floats) -> float:
 
 
 @dataclass(frozen=True)
-class Question:
-    """The predicates of a comparison, as SQL expressions over a view.
+class Population:
+    """The rows to compare, as SQL expressions over a view.
 
     Attributes:
         view: The view.
@@ -161,13 +161,13 @@ class Sample:
     def __init__(
         self,
         connection: DuckDBPyConnection,
-        question: Question,
+        population: Population,
         table: str,
         columns: Sequence[Column],
         totals: tuple[Part, Part],
     ) -> None:
         self._connection = connection
-        self.question = question
+        self.population = population
         self.table = table
         self.totals = totals
         names = {column.name for column in columns}
@@ -294,7 +294,10 @@ class Sample:
 
 @contextmanager
 def sample_rows(
-    connection: DuckDBPyConnection, question: Question, columns: Sequence[Column], totals: tuple[Part, Part]
+    connection: DuckDBPyConnection,
+    population: Population,
+    columns: Sequence[Column],
+    totals: tuple[Part, Part],
 ) -> Generator[Sample]:
     """Copy the rows to compare, and drop the copy when the block ends.
 
@@ -302,13 +305,13 @@ def sample_rows(
 
     Args:
         connection: The connection.
-        question: The rows.
+        population: The rows.
         columns: The columns to copy.
         totals: The selection and the rest.
     """
     names = {column.name for column in columns}
     key = next((name for name in _ROW_IDS if name in names), None)
-    hashed = f"hash({key})" if key else f"hash({question.view})"
+    hashed = f"hash({key})" if key else f"hash({population.view})"
     upper, rest_upper = (min(2**64 - 1, int(2**64 * _MAX_ROWS / max(1, part.rows))) for part in totals)
     copied = ", ".join(quoted(column.name) for column in columns)
     table = f"stageflow_explain_{uuid4().hex}"
@@ -317,10 +320,10 @@ def sample_rows(
             f"CREATE TEMP TABLE {table} AS "
             f'SELECT row_number() OVER (ORDER BY {_HASH}) - 1 AS "#", '
             f'"#selected", "#weight", "#cluster", {copied} '
-            f"FROM ({question.rows(hashed + ' AS ' + _HASH + ', ' + copied)}) "
+            f"FROM ({population.rows(hashed + ' AS ' + _HASH + ', ' + copied)}) "
             f'WHERE {_HASH} <= CASE WHEN "#selected" THEN {upper}::UBIGINT ELSE {rest_upper}::UBIGINT END'
         )
-        yield Sample(connection, question, table, columns, totals)
+        yield Sample(connection, population, table, columns, totals)
     finally:
         for name in (table, f"{table}_stages"):
             # Do not hide an exception that is propagating. A closed connection has no temporary tables.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from msgspec import Struct
 
@@ -12,7 +12,7 @@ from ...errors import RunNotFoundError
 from ...journal import RunFilter
 from .._selection import Over, as_predicate, compare_with_earlier, parenthesized
 from ._explanation import Explanation
-from ._request import Sort
+from ._request import ExplainOptions
 from ._run_explanation import RunExplanation
 
 if TYPE_CHECKING:
@@ -88,11 +88,8 @@ def explain_selected(
     *,
     over: Over = "runs",
     per: str | None = None,
-    cluster: str | None = None,
-    sort: Sort = "deviance",
-    limit: int = 10,
-    changed: bool = False,
     together: bool = False,
+    **options: Unpack[ExplainOptions],
 ) -> tuple[Explanation, ...]:
     """Return how selected rows differ from the rest: one explanation per pipeline, or one for all.
 
@@ -101,54 +98,21 @@ def explain_selected(
         selected: The two sides.
         over: "runs" or "stages".
         per: With slow rows: the field that rows of the same kind have in common.
-        cluster: See `EventStore.explain`.
-        sort: See `EventStore.explain`.
-        limit: Maximum number of differences of each explanation.
-        changed: See `EventStore.explain`.
         together: Compare the runs of all pipelines with each other.
+        options: See `ExplainOptions`.
 
     Raises:
         QueryError: A predicate is invalid.
     """
     where, against, within, filter = selected.where, selected.against, selected.within, selected.filter
+    slowest = selected.slowest
     if over == "runs" and not together:
         return store.explain_by_pipeline(
-            where,
-            against=against,
-            within=within,
-            slowest=selected.slowest,
-            per=per,
-            filter=filter,
-            cluster=cluster,
-            sort=sort,
-            limit=limit,
-            changed=changed,
+            where, against=against, within=within, slowest=slowest, per=per, filter=filter, **options
         )
-    if selected.slowest is not None:
-        slow = store.explain_slow(
-            over,
-            filter,
-            slowest=selected.slowest,
-            per=per,
-            within=within,
-            cluster=cluster,
-            sort=sort,
-            limit=limit,
-            changed=changed,
-        )
-        return (slow,)
-    found = store.explain(
-        where,
-        against=against,
-        within=within,
-        over=over,
-        filter=filter,
-        cluster=cluster,
-        sort=sort,
-        limit=limit,
-        changed=changed,
-    )
-    return (found,)
+    if slowest is not None:
+        return (store.explain_slow(over, filter, slowest=slowest, per=per, within=within, **options),)
+    return (store.explain(where, against=against, within=within, over=over, filter=filter, **options),)
 
 
 def may_be_run_id(text: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..._explained import Difference
 from ..._quantities import duration, percent
-from ._explanation import Difference, Explanation
+from ._explanation import Explanation
 from ._finding import Finding
 
 __all__ = ["onset_of", "summarize"]

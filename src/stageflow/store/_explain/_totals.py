@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._explanation import Part
-from ._sample import Question, Sample, design_effect
+from ..._explained import Part
+from ._sample import Population, Sample, design_effect
 from ._values import Counts
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class RowCounts:
 
 
 def count_rows(
-    connection: DuckDBPyConnection, question: Question, columns: Collection[str], present: Sequence[str]
+    connection: DuckDBPyConnection, population: Population, columns: Collection[str], present: Sequence[str]
 ) -> RowCounts:
     """Count all rows that are compared.
 
     Args:
         connection: The connection.
-        question: The rows.
+        population: The rows.
         columns: The columns of the view.
         present: The columns whose values to count.
     """
@@ -55,7 +55,7 @@ def count_rows(
         *(f"count({name})" for name in present),
     ]
     ((rows, rest_rows, weight, rest_weight, users, *counts),) = connection.execute(
-        f"SELECT {', '.join(counted)} FROM ({question.rows(', '.join(needed) or '1')})"
+        f"SELECT {', '.join(counted)} FROM ({population.rows(', '.join(needed) or '1')})"
     ).fetchall()
     return RowCounts(
         Part(rows, weight, 1.0 if rows else 0.0),
@@ -90,7 +90,7 @@ def count_totals(connection: DuckDBPyConnection, sample: Sample, users: int | No
 
     Args:
         connection: The connection.
-        sample: The sample, whose question defines the rows.
+        sample: The sample, whose population is counted.
         users: Number of users in the selection.
     """
     cohorts = sample.cohorts
@@ -113,7 +113,7 @@ def count_totals(connection: DuckDBPyConnection, sample: Sample, users: int | No
     ]
     fetched = connection.execute(
         f"SELECT {', '.join(f'coalesce({one}, 0)::DOUBLE AS c{n}' for n, one in enumerate(amounts))} "
-        f'FROM ({sample.question.rows("1")}) GROUP BY "#cluster"'
+        f'FROM ({sample.population.rows("1")}) GROUP BY "#cluster"'
     ).fetchnumpy()
     by_cluster = [np.asarray(fetched[f"c{n}"], np.float64) for n in range(len(amounts))]
     selected, rest, weight, rest_weight, *_ = by_cluster

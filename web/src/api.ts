@@ -102,6 +102,7 @@ export type ErrorGroup = {
   users: number;
   trend: number[];
   is_new: boolean;
+  messages: number;
 };
 
 /** A group of failures with the same error. */

@@ -18,6 +18,7 @@ from ..errors import InvalidArgumentError
 from ..journal import RunFilter
 from ..store import (
     Difference,
+    ErrorGroup,
     EventStore,
     Explanation,
     Over,
@@ -111,7 +112,13 @@ class Answers:
             ],
             "errors": [
                 _without_none(
-                    {"stage": each.stage, "message": each.message, "runs": each.runs, "new": each.is_new}
+                    {
+                        "pipeline": each.pipeline,
+                        "stage": each.stage,
+                        **_message(each),
+                        "runs": each.runs,
+                        "new": each.is_new,
+                    }
                 )
                 for each in store.errors(limit=5)
             ],
@@ -204,7 +211,7 @@ class Answers:
                     "pipeline": each.pipeline,
                     "stage": each.stage,
                     "kind": each.kind,
-                    "message": each.message,
+                    **_message(each),
                     "count": each.count,
                     "runs": each.runs,
                     "users": each.users,
@@ -306,6 +313,11 @@ def _duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from None
+
+
+def _message(group: ErrorGroup) -> Row:
+    """Return the newest message of a group, and the number of its messages if there are several."""
+    return {"message": group.message} | ({"messages": group.messages} if group.messages > 1 else {})
 
 
 def _without_none(row: Row) -> Row:

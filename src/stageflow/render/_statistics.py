@@ -246,9 +246,10 @@ def _message(row: Record) -> str:
     """Return the message of a group of failures, with the outcome of runs that failed as a whole."""
     kind, message = str(row["kind"]), str(row["message"])
     # The message of an exception begins with its class, without the number of others in its group.
-    if message and (kind == "failed" or message.startswith(kind.partition(" ")[0])):
-        return message
-    return f"{kind}: {message}" if message else kind
+    if not (message and (kind == "failed" or message.startswith(kind.partition(" ")[0]))):
+        message = f"{kind}: {message}" if message else kind
+    others = int(row["messages"]) - 1
+    return f"{message} (and {others:,} other message{'s' if others > 1 else ''})" if others > 0 else message
 
 
 def _runs_line(runs: Sequence[str], width: int) -> str:

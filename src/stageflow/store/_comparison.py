@@ -41,7 +41,7 @@ class ErrorGroup(Struct, frozen=True):
         stage: Name of the stage; None if the run itself failed, for example by its deadline.
         kind: The class of the exception; for a run without an exception, its outcome ("timeout", "crashed").
             Runs whose outcome does not count as a failure are excluded, by default those that were cancelled.
-        message: The newest message.
+        message: The newest message; see `messages`.
         rows: Number of events.
         count: The weighted number of events.
         runs: Number of stored runs with this failure.
@@ -53,6 +53,7 @@ class ErrorGroup(Struct, frozen=True):
         trend: The weighted number of events in each of 12 equal parts of the period, oldest first. The period
             is that of the filter; by default, it starts with the first failure of any group and ends now.
         is_new: True if the failure first occurred in the last quarter of the period.
+        messages: Number of different messages.
     """
 
     pipeline: str
@@ -69,6 +70,7 @@ class ErrorGroup(Struct, frozen=True):
     users: int = 0
     trend: list[float] = []
     is_new: bool = False
+    messages: int = 1
 
 
 _EXAMPLES = 5
@@ -140,7 +142,8 @@ def errors(
         select pipeline, stage, arg_max(kind, ended_at), arg_max(message, ended_at), count(*),
             {count_if()} as weighted_count, count(distinct pipeline_run_id), min(ended_at), max(ended_at),
             coalesce(arg_max(pipeline_run_id, ended_at, {_EXAMPLES}), []), fingerprint,
-            count(distinct user_id), [{trend}]::double[], min(part) >= {_PARTS - _NEW_PARTS}
+            count(distinct user_id), [{trend}]::double[], min(part) >= {_PARTS - _NEW_PARTS},
+            count(distinct message)
         from keyed group by pipeline, stage, fingerprint, key
         order by weighted_count desc, pipeline, stage, max(ended_at) desc, fingerprint limit {limit}
     """).fetchall()

@@ -134,6 +134,12 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
             ? group.message.slice(group.kind.length + 2)
             : group.message}
         </bdi>
+        {group.messages > 1 && (
+          <span class="muted small" title="Messages that differ from the newest one, which is shown">
+            {" "}
+            and {count(group.messages - 1)} other message{group.messages > 2 ? "s" : ""}
+          </span>
+        )}
         <div class="small-only muted small">
           {group.stage ?? "the run"}, {group.pipeline}
         </div>

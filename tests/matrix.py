@@ -202,6 +202,8 @@ def run_suite(python: Interpreter, releases: Releases, uvloop: bool, arguments: 
         folder.mkdir(parents=True, exist_ok=True)
         copy_tree(tree)
         install(python, releases)
+        built = (python.inside(folder / "venv/bin/python"), "hatch_build.py")  # the page of the web UI
+        run_quietly(python.command(*built, cwd=tree))
         env = {"PYTHONPATH": python.inside(tree / "tests/uvloop_site")} if uvloop else {}
         excluded = [f"--ignore={name}" for name in LEFT_OUT.get(python.version, {})]
         pytest = (python.inside(folder / "venv/bin/python"), "-m", "pytest")

@@ -305,6 +305,8 @@ def test_slow_runs_of_each_pipeline_are_explained_separately(tmp_path: Path) -> 
     ]
     assert [one["selection"]["rows"] for one in per_user] == [10, 10]
     assert all("user_id" in left_out(one) for one in per_user)
+    # Without a terminal, the lines have no limit, and the names of the pipelines have no rule beside them.
+    assert {"pipeline p0", "pipeline p1"} <= set(command(folder, "slow").splitlines())
 
 
 @pytest.mark.parametrize("runs", [[], [{"fails": True}], [{"fails": False}]], ids=["none", "failed", "ok"])

@@ -275,6 +275,14 @@ def test_series_by_a_field_counts_every_run(ui: Served) -> None:
     for group in found["groups"]:
         assert len(group["count"]) == found["steps"]
         assert ui.get("runs", where=group["where"], count="1")["total"] == sum(group["count"])
+        ((count, failed, p50_ms, p95_ms),) = ui.get(
+            "sql",
+            query="select count(*), count(*) filter (failed), quantile_disc(duration_ms, 0.5),"
+            f" quantile_disc(duration_ms, 0.95) from runs where {group['where']}",
+        )["rows"]
+        total = group["total"]
+        assert (total["count"], total["failed"], total["failure_rate"]) == (count, failed, failed / count)
+        assert (total["p50_ms"], total["p95_ms"]) == (p50_ms, p95_ms)
 
 
 def test_condition_of_each_error_selects_its_runs(ui: Served) -> None:

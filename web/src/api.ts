@@ -191,6 +191,16 @@ export type Finding = {
   view: "errors" | "explore" | "runs" | "status";
 };
 
+/** A group of rows in the whole time range. */
+export type GroupTotal = {
+  count: number;
+  failed: number;
+  failure_rate: number | null;
+  p50_ms: number | null;
+  p95_ms: number | null;
+  p99_ms: number | null;
+};
+
 /** A numeric field over time: `GET /api/heatmap?measure=FIELD&columns=200&rows=60&select=PREDICATE`. */
 export type Heatmap = {
   snapshot: number;
@@ -387,6 +397,7 @@ export type Series = {
 export type SeriesGroup = {
   name: string | null;
   where: string | null;
+  total: GroupTotal | null;
   count: number[];
   failed: number[];
   failure_rate: (number | null)[];

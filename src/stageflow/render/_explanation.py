@@ -102,8 +102,8 @@ def draw_explanations(
     for one in explanations:
         if one not in counted:
             if one.pipeline is not None and len(explanations) > 1:
-                name = Text(f"pipeline {on_one_line(one.pipeline)}")
-                lines.append(name if width is None else Rule(name, align="left", style=QUIET))
+                title = Text(f"pipeline {on_one_line(one.pipeline)}")
+                lines.append(title if width is None else Rule(title, align="left", style=QUIET))
             lines += [draw_explanation(one, width=width), ""]
     if counted:
         lines.append(Text("other pipelines", style="bold"))

@@ -172,12 +172,33 @@ class Mark(Struct, frozen=True, kw_only=True):
     where: str | None
 
 
+class GroupTotal(Struct, frozen=True, kw_only=True):
+    """A group of rows in the whole time range.
+
+    Attributes:
+        count: Number of rows.
+        failed: Number of failures.
+        failure_rate: Share of failures, 0 to 1; None without rows that can fail.
+        p50_ms: Median duration in milliseconds; None without durations.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+    """
+
+    count: float
+    failed: float
+    failure_rate: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
 class SeriesGroup(Struct, frozen=True, kw_only=True):
     """One line of each chart. Each list has one element per time step; None is a gap.
 
     Attributes:
         name: Value of the field by which the series is grouped; None for all rows or a missing value.
         where: The predicate that selects the group; None for all rows.
+        total: The group in the whole time range; None if the rows are not grouped.
         count: Number of rows.
         failed: Number of failures.
         failure_rate: Share of failures, 0 to 1; None for steps without rows.
@@ -188,6 +209,7 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
 
     name: str | None
     where: str | None
+    total: GroupTotal | None
     count: tuple[float, ...]
     failed: tuple[float, ...]
     failure_rate: tuple[float | None, ...]

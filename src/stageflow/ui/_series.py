@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .._time import epoch_us, rfc3339
 from ..store import (
     FirstSighting,
+    Over,
     PinnedStore,
     count_if,
     first_sightings,
@@ -19,7 +20,7 @@ from ..store import (
     text,
     time_range,
 )
-from ._api import Mark, Series, SeriesGroup
+from ._api import GroupTotal, Mark, Series, SeriesGroup
 from ._question import Question
 
 if TYPE_CHECKING:
@@ -166,28 +167,42 @@ def _group(
     condition = _shifted(question, steps, shift_us) if shift_us else question.condition
     if where is not None:
         condition += f" and {where}"
-    ended = "status <> 'RETRY'" if question.over == "stages" else "true"
-    rows = f"select *, {steps.index(shift_us)} as step from {question.over} where {condition} and {ended}"
-    ran = f"case when {'attempts > 0' if question.over == 'stages' else 'true'} then duration_ms end"
+    index = steps.index(shift_us)
+    by_step = _measured(cursor, question.over, condition, steps, index, weighted)
+    empty: Sequence[Any] = (0.0, 0.0, None, None, None, None)
+    values = [by_step.get(step, empty) for step in range(steps.count)]
+    total = None
+    if where is not None:
+        inside = f"case when {index} between 0 and {steps.count - 1} then 0 end"
+        (found,) = _measured(cursor, question.over, condition, steps, inside, weighted).values() or (empty,)
+        total = GroupTotal(**dict(zip(_STATS, found, strict=True)))
+    return SeriesGroup(
+        name=name,
+        where=where,
+        total=total,
+        **{stat: tuple(found[n] for found in values) for n, stat in enumerate(_STATS)},
+    )
+
+
+_STATS = ("count", "failed", "failure_rate", "p50_ms", "p95_ms", "p99_ms")
+
+
+def _measured(
+    cursor: DuckDBPyConnection, over: Over, condition: str, steps: Steps, index: str, weighted: bool
+) -> dict[int, Sequence[float | None]]:
+    """Return the values of `_STATS` of the rows of each step."""
+    ended = "status <> 'RETRY'" if over == "stages" else "true"
+    rows = f"select *, {index} as step from {over} where {condition} and {ended}"
+    ran = f"case when {'attempts > 0' if over == 'stages' else 'true'} then duration_ms end"
     found = cursor.execute(f"""
         select step, {count_if()}, {count_if("failed")}, {count_if("failed is not null")},
             {percentiles((0.5, 0.95, 0.99), weighted=weighted)}
         from {ranked(rows, ran, ["step"], weighted=weighted)}
         where step >= 0 and step < {steps.count} group by step""").fetchall()
-    by_step = {int(step): values for step, *values in found}
-    empty: Sequence[Any] = (0.0, 0.0, 0.0, None)
-    values = [by_step.get(step, empty) for step in range(steps.count)]
-    ranks = [found[3] or (None, None, None) for found in values]
-    return SeriesGroup(
-        name=name,
-        where=where,
-        count=tuple(float(found[0]) for found in values),
-        failed=tuple(float(found[1]) for found in values),
-        failure_rate=tuple(found[1] / found[2] if found[2] else None for found in values),
-        p50_ms=tuple(found[0] for found in ranks),
-        p95_ms=tuple(found[1] for found in ranks),
-        p99_ms=tuple(found[2] for found in ranks),
-    )
+    return {
+        int(step): (float(count), float(failed), failed / known if known else None, *(ranks or (None,) * 3))
+        for step, count, failed, known, ranks in found
+    }
 
 
 def _shifted(question: Question, steps: Steps, shift_us: int) -> str:

@@ -4,10 +4,10 @@ import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
 import type { Series, SeriesGroup } from "../api";
 import { type Line, LineChart } from "../charts/LineChart";
-import { compact, duration, percent, plural } from "../format";
+import { compact, count, duration, percent, plural } from "../format";
 import type { Loaded } from "../query";
 import { and } from "../predicate";
-import { changed, go, parameters, useParameters, viewAddress } from "../router";
+import { changed, go, Link, parameters, useParameters, viewAddress } from "../router";
 import { Empty, Panel } from "./Panel";
 
 export type Stat = "count" | "failure_rate" | "p50_ms" | "p95_ms" | "p99_ms";
@@ -112,24 +112,72 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
     >
       {(series) =>
         lines.length && series.groups.some((group) => group.count.some((each) => each > 0)) ? (
-          <LineChart
-            name={STATS[stat].title}
-            title={`${STATS[stat].title}${series.estimated ? " (≈, runs were sampled)" : ""}`}
-            since={series.since}
-            step_s={series.step_s}
-            lines={lines}
-            marks={series.marks}
-            format={STATS[stat].format}
-            {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
-            onRange={openRange}
-            onStep={(since, until) =>
-              state.over === "stages" ? openRange(since, until) : openStep(stat, since, until)
-            }
-          />
+          <>
+            <LineChart
+              name={STATS[stat].title}
+              title={`${STATS[stat].title}${series.estimated ? " (≈, runs were sampled)" : ""}`}
+              since={series.since}
+              step_s={series.step_s}
+              lines={lines}
+              marks={series.marks}
+              format={STATS[stat].format}
+              {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
+              onRange={openRange}
+              onStep={(since, until) =>
+                state.over === "stages" ? openRange(since, until) : openStep(stat, since, until)
+              }
+            />
+            {series.by !== null && <GroupTable data={series} field={series.by} />}
+          </>
         ) : (
           <Empty>No rows match the filter and the time range.</Empty>
         )
       }
     </Panel>
+  );
+}
+
+/** The totals of each group; the name of a group filters by it. */
+function GroupTable({ data, field }: { data: Series; field: string }): JSX.Element {
+  const state = useParameters();
+  return (
+    <div class="table-scroll">
+      <table class="rows" aria-label="Totals of each group">
+        <thead>
+          <tr>
+            <th scope="col">{field}</th>
+            <th scope="col" class="number">{state.over === "stages" ? "Stages" : "Runs"}</th>
+            <th scope="col" class="number medium-only">Failed</th>
+            <th scope="col" class="number">Failure rate</th>
+            <th scope="col" class="number medium-only">p50</th>
+            <th scope="col" class="number">p95</th>
+            <th scope="col" class="number wide-only">p99</th>
+          </tr>
+        </thead>
+        <tbody>
+          {data.groups.map(
+            ({ name, where, total }) =>
+              total && (
+                <tr key={name ?? ""}>
+                  <td>
+                    <Link
+                      to={changed({ where: and(state.where, where ?? "") })}
+                      title={`Show only ${name ?? "missing"}`}
+                    >
+                      <bdi>{name ?? "missing"}</bdi>
+                    </Link>
+                  </td>
+                  <td class="number">{count(total.count)}</td>
+                  <td class="number medium-only">{count(total.failed)}</td>
+                  <td class="number">{percent(total.failure_rate)}</td>
+                  <td class="number medium-only">{duration(total.p50_ms)}</td>
+                  <td class="number">{duration(total.p95_ms)}</td>
+                  <td class="number wide-only">{duration(total.p99_ms)}</td>
+                </tr>
+              ),
+          )}
+        </tbody>
+      </table>
+    </div>
   );
 }

@@ -553,16 +553,22 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         schemas[event_type] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": event_type,
-            **_unindented(schema),
+            **_normalized(schema),
         }
     return schemas
 
 
-def _unindented(part: Any) -> Any:
-    """Return a schema with cleaned descriptions: since Python 3.13, the compiler removes the indentation."""
+def _normalized(part: Any) -> Any:
+    """Return a schema that does not depend on the versions of Python and msgspec.
+
+    Since Python 3.13, the compiler removes the indentation of descriptions. Before 0.22, msgspec puts null
+    first in a union.
+    """
     if isinstance(part, dict):
         return {
-            key: cleandoc(value) if key == "description" and isinstance(value, str) else _unindented(value)
+            key: cleandoc(value) if key == "description" and isinstance(value, str) else _normalized(value)
             for key, value in part.items()
         }
-    return [_unindented(item) for item in part] if isinstance(part, list) else part
+    if not isinstance(part, list):
+        return part
+    return sorted(map(_normalized, part), key=lambda item: item == {"type": "null"})

@@ -189,7 +189,7 @@ _STATS = ("count", "failed", "failure_rate", "p50_ms", "p95_ms", "p99_ms")
 
 def _measured(
     cursor: DuckDBPyConnection, over: Over, condition: str, steps: Steps, index: str, weighted: bool
-) -> dict[int, Sequence[float | None]]:
+) -> dict[int, Sequence[Any]]:
     """Return the values of `_STATS` of the rows of each step."""
     ended = "status <> 'RETRY'" if over == "stages" else "true"
     rows = f"select *, {index} as step from {over} where {condition} and {ended}"

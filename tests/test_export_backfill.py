@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stageflow import JournalSink
 from stageflow.events import Event
 from stageflow.export import Exporter, ExportRunner, ExportSettings, HttpExporter, Sent, export_status
 from stageflow.journal import JournalReader
-from stageflow.store import Compactor
+from stageflow.store import Compactor, move_archive
 
 FAST = ExportSettings(batch_seconds=0.01, retry_first=0.01)
 
@@ -169,3 +170,61 @@ def test_killed_exporter_resumes_in_the_archive(program: Any, journal: Path) -> 
     assert sum(found.values()) <= 2 * 170 + 3 * 10  # the batch of each kill can be sent again
     (status,) = export_status(journal)
     assert (status.sent, status.lag_events, status.missed, status.skipped) == (2 * 170, 0, 0, 0)
+
+
+def stopped_after_a_batch(journal: Path) -> Collected:
+    """Export ten archived events, and stop."""
+
+    class Stopping(Collected):
+        async def send(self, batch: Any) -> Sent:
+            runner.request_stop(30)
+            return await super().send(batch)
+
+    exporter = Stopping()
+    settings = ExportSettings(batch_events=10, batch_seconds=0.01)
+    runner = ExportRunner(journal, exporter, settings=settings, backfill=True)
+    runner.run()
+    assert len(exporter.events) == 10
+    return exporter
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_archived_events_are_sent_again_if_the_state_is_lost(journal: Path, is_deleted: bool) -> None:
+    write_runs(journal, [{} for _ in range(30)])
+    compact(journal)
+    stopped_after_a_batch(journal)
+    state = journal / "export" / "collected" / "state.json"
+    if is_deleted:
+        state.unlink()  # what `doctor --repair` does with a damaged file
+    else:
+        state.write_text("damaged")
+    rest = Collected()
+    runner = ExportRunner(journal, rest, settings=FAST)
+    runner.request_stop(30, drain=True)
+    runner.run()
+    assert len(rest.runs) == len(rest.events) == 30
+    assert list((journal / "pins").iterdir()) == []
+
+
+def test_missing_archive_is_not_skipped(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_runs(journal, [{} for _ in range(30)])
+    compact(journal)
+    (journal / "archive").rename(journal / "unmounted")
+    exporter = Collected()
+    backfilled(journal, exporter)
+    assert "does not exist, but 30 events" in caplog.text
+    (journal / "unmounted").rename(journal / "archive")
+    backfilled(journal, exporter)
+    assert len(exporter.runs) == len(exporter.events) == 30
+
+
+def test_backfill_continues_after_the_archive_was_moved(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(30)])
+    compact(journal)
+    first = stopped_after_a_batch(journal)
+    moved = move_archive(journal, journal.parent / "moved")
+    shutil.rmtree(moved.source)
+    rest = Collected()
+    backfilled(journal, rest)
+    assert len(rest.events) == 20
+    assert len(first.runs | rest.runs) == 30

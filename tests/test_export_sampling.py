@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,11 +22,12 @@ from typer.testing import CliRunner
 
 import stageflow
 from stageflow import JournalSink
+from stageflow._time import SystemClock, set_clock
 from stageflow.cli._app import app
-from stageflow.errors import DamagedFileError, SettingsError
+from stageflow.errors import DamagedFileError, InvalidArgumentError, QueryError, SettingsError
 from stageflow.events import Event
 from stageflow.export import Exporter, ExportRunner, ExportSettings, OtlpExporter, Sent, export_status
-from stageflow.store import Compactor, EventStore, SamplingCounts, TailSampler, check_archive
+from stageflow.store import Compactor, EventStore, SampleRule, SamplingCounts, TailSampler, check_archive
 
 FAST = ExportSettings(batch_seconds=0.01, retry_first=0.01)
 ONE_IN_5 = TailSampler(first_of_a_kind=False, one_in=5)
@@ -358,3 +362,178 @@ def test_changed_sampler_is_logged(journal: Path, caplog: pytest.LogCaptureFixtu
     compact(journal, sampler=TailSampler())
     (message,) = caplog.messages
     assert message.endswith("has changed: new decisions follow it")
+
+
+# ---------------------------------------------------------------- hostile events, rules and files
+
+DROPS = TailSampler(first_of_a_kind=False, one_in=1e15)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": 200},
+        {"outcome": {"a": 1}},
+        {"started_at": 5},
+        {"duration_ms": "long"},
+        {"stages_failed": 10**400},
+        {"root_run_id": ["r2"]},
+        {"pipeline_name": 1, "resource": "x"},
+    ],
+)
+def test_custom_events_wait_for_the_decision_whatever_their_fields_contain(
+    journal: Path, fields: dict[str, Any]
+) -> None:
+    custom = {"event_id": "e1", "correlation_ids": {"pipeline_run_id": "r1"}}
+    sink = open_writer(journal, ("payment.received", custom | fields))
+    exporter = Collected()
+    exported(journal, exporter, DROPS)
+    assert exporter.events == []
+    sink.deliver(Event(*wide("r1")))
+    runner = exported(journal, exporter, DROPS)
+    assert (exporter.events, runner.state.counters.sampled_out) == ([], 2)
+    sink.close()
+
+
+@pytest.mark.parametrize("run", ["a\0b", "\0", "a" * 100_000, "\u2028", "\\u0000", "'", '"', " "])
+def test_runs_with_any_id_are_decided(journal: Path, run: str) -> None:
+    sink = open_writer(journal)
+    for type, data in (wide("r1", stage="a"), wide("r1")):
+        sink.deliver(Event(type, data | {"event_id": run, "correlation_ids": {"pipeline_run_id": run}}))
+    sink.close()
+    runner = exported(journal, Collected(), DROPS)
+    assert runner.state.counters.sampled_out == 2
+
+
+@pytest.mark.parametrize("sampler", [DROPS, TailSampler()])
+def test_amendments_of_another_process_wait_for_the_decision(journal: Path, sampler: TailSampler) -> None:
+    sink = open_writer(journal, wide("r1", stage="a"))
+    exporter = Collected()
+    exported(journal, exporter, sampler)
+    ids = {"pipeline_run_id": "r1"}
+    at = wide("r1")[1]["ended_at"]
+    amendment = {"event_id": "r1", "correlation_ids": ids, "amended_at": at, "attributes": {"rating": 5}}
+    open_writer(journal, ("pipeline.wide.amend", amendment)).close()
+    exported(journal, exporter, sampler)
+    assert Compactor(journal, keep_seconds=0, sampler=sampler).compact().rows == 0
+    assert exporter.events == []
+    sink.deliver(Event(*wide("r1")))
+    sink.close()
+    exported(journal, exporter, sampler)
+    compact(journal, sampler=sampler)
+    kept = sampler is not DROPS
+    assert len(exporter.events) == (3 if kept else 0)
+    with EventStore(journal) as store:
+        assert store.sql("select count(*) from runs").rows == [(int(kept),)]
+
+
+class TwoDaysLater(SystemClock):
+    def wall_ns(self) -> int:
+        return super().wall_ns() + 2 * 86_400 * 10**9
+
+
+def test_decision_is_kept_until_the_last_event_of_the_run_has_left_the_journal(journal: Path) -> None:
+    write_runs(journal, [{"id": "r1", "stages": 3}], segments=2)
+    exported(journal, Collected("first"), DROPS)
+    # What retention does when all exporters have read the first segment
+    next(path for path in journal.glob("*.ndjson") if b"r1/s0/1" in path.read_bytes()).unlink()
+    previous = set_clock(TwoDaysLater())
+    try:
+        later = Collected("later")
+        exported(journal, later, DROPS)
+    finally:
+        set_clock(previous)
+    assert later.events == []
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        '"attributes.amount" > 100',
+        "attributes.amount > 100",
+        "attributes.amount + 1 > 101",
+        "attributes.amount::int > 100",
+        "attributes.amount > 100 and user_id is null",
+    ],
+)
+@pytest.mark.parametrize("other", [None, "n/a", True, {"a": 1}, [1], 5.5])
+def test_rule_does_not_match_runs_for_which_it_cannot_be_evaluated(
+    journal: Path, where: str, other: Any
+) -> None:
+    sampler = TailSampler(
+        first_of_a_kind=False, one_in=1e15, rules=(SampleRule(where=where, reason="large"),)
+    )
+    exporter = Collected()
+    for amounts in ([other], [other, 500]):  # the first batch may contain no number
+        for amount in amounts:
+            type, data = wide(f"{len(list(journal.glob('*')))}-{amount}")
+            attributes = {} if amount is None else {"amount": amount}
+            open_writer(journal, (type, data | {"attributes": attributes})).close()
+        exported(journal, exporter, sampler)
+    assert export_status(journal)[0].lag_events == 0
+    assert [data["attributes"] for _, data in exporter.events] == [{"amount": 500}]
+    assert {data["sample_reason"] for _, data in exporter.events} == {"large"}
+
+
+def test_invalid_rule_raises(journal: Path) -> None:
+    write_runs(journal, [{}])
+    for where in ("nothing > 1", "user_id >", "length(user_id, 1, 2) > 1"):
+        with pytest.raises(QueryError):
+            compact(journal, sampler=TailSampler(rules=(SampleRule(where=where),)))
+
+
+@pytest.mark.parametrize("name", ["one_in", "decide_after", "slower_than", "target_per_minute"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_of_a_sampler_are_finite(name: str, value: float) -> None:
+    with pytest.raises(InvalidArgumentError, match=name):
+        TailSampler(**{name: value})
+
+
+def test_earlier_copy_of_the_index_does_not_lose_undecided_runs(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(20)])
+    exported(journal, Collected("first"), DROPS)
+    database = journal / "sampling" / "decisions.db"
+    copy = database.read_bytes()
+    sink = open_writer(journal, wide("r1", stage="a"))
+    exported(journal, Collected("first"), DROPS)
+    for path in (journal / "sampling").iterdir():
+        path.unlink()
+    database.write_bytes(copy)
+    again = Collected("again")
+    exported(journal, again, TailSampler())
+    assert again.events == []
+    sink.deliver(Event(*wide("r1")))
+    sink.close()
+    runner = exported(journal, again, DROPS)
+    assert (again.events, runner.state.counters.sampled_out) == ([], 22)
+
+
+class Awaited(Collected):
+    """Collects events, and waits for a number of them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.changed = threading.Condition()
+
+    async def send(self, batch: Any) -> Sent:
+        with self.changed:
+            sent = await super().send(batch)
+            self.changed.notify_all()
+        return sent
+
+    def wait_for(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.events) >= count, 30), len(self.events)
+
+
+def test_index_that_is_deleted_while_exporters_run_is_rebuilt(journal: Path) -> None:
+    write_runs(journal, [{} for _ in range(20)])
+    first, later = Awaited("first"), Awaited("later")
+    with ExportRunner(journal, first, settings=FAST, sampler=TailSampler()) as running:
+        first.wait_for(20)
+        shutil.rmtree(journal / "sampling")
+        write_runs(journal, [{"id": f"{n}-later"} for n in range(20)])
+        first.wait_for(40)
+        with ExportRunner(journal, later, settings=FAST, sampler=DROPS):
+            later.wait_for(40)
+        assert running.status == "exporting"

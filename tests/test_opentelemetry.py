@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import math
 import os
 import subprocess
 import sys
@@ -504,6 +505,63 @@ async def test_forked_child_does_not_wait_for_a_lock_of_its_parent(tracing: Trac
 
     await Pipeline("p").with_stage("work", work).run()
     assert statuses == [0]
+
+
+async def test_cost_of_a_call_does_not_depend_on_the_number_of_spans_around_it(tracing: Tracing) -> None:
+    """2,000 nested spans with one call each: the time would be quadratic in this number."""
+
+    async def work(ctx: Any) -> None:
+        opened: list[Any] = []
+        context = None
+        for _ in range(2_000):
+            opened.append(tracing.tracer.start_span("step", context=context))
+            context = trace.set_span_in_context(opened[-1])
+            with tracing.tracer.start_as_current_span(
+                "q", context=context, attributes={"db.system": "postgresql"}
+            ):
+                pass
+        for span in reversed(opened):
+            span.end()
+
+    def profile(frame: Any, event: str, argument: object) -> None:
+        nonlocal resumed
+        resumed += event == "call" and frame.f_code.co_name == "around"
+
+    resumed = 0
+    with capture_events() as events:
+        sys.setprofile(profile)
+        try:
+            await Pipeline("p").with_stage("work", work).run()
+        finally:
+            sys.setprofile(None)
+    assert attributes_of(events)["db.count"] == 2_000
+    assert resumed < 500_000
+
+
+@pytest.mark.parametrize("end", [1, -(10**30), 10**30, 10**400, math.nan, math.inf])
+async def test_spans_with_invalid_times_are_counted(tracing: Tracing, end: Any) -> None:
+    async def work(ctx: Any) -> None:
+        attributes = {"http.request.method": "GET", "server.address": "api.example"}
+        span = tracing.tracer.start_span("GET", kind=SpanKind.CLIENT, attributes=attributes)
+        span.end(end_time=end)
+
+    with capture_events() as events:
+        await Pipeline("p").with_stage("work", work).run()
+    found = attributes_of(events)
+    assert (found["http.client.count"], found["http.client.ms"]) == (1, 0)
+    assert found["http.client.hosts"]["api.example"] == {"count": 1, "ms": 0, "errors": 0}
+
+
+async def test_span_with_an_invalid_name_is_counted(tracing: Tracing) -> None:
+    async def work(ctx: Any) -> None:
+        for name in (5, None, "\ud800"):
+            with tracing.http(name=name):
+                pass
+
+    with capture_events() as events:
+        await Pipeline("p").with_stage("work", work).run()
+    found = attributes_of(events)
+    assert (found["http.client.count"], found["http.client.hosts"]["api.example"]["count"]) == (3, 3)
 
 
 async def test_number_of_hosts_is_bounded(tracing: Tracing) -> None:

@@ -38,6 +38,7 @@ from ._state import (
     ExportCounters,
     ExportState,
     cursor_name,
+    has_pin,
     has_state,
     load_state,
     rejected_directory,
@@ -254,7 +255,9 @@ class ExportRunner:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.exporter.close()
-        except Exception as error:  # a custom exporter may raise anything
+        except (Exception, asyncio.CancelledError) as error:  # a custom exporter may raise anything
+            if _is_cancelled():
+                raise
             self._log_once(f"cannot close the exporter: {describe(error)}")
 
     # ------------------------------------------------------------ export
@@ -294,16 +297,24 @@ class ExportRunner:
                 runner.run(self._pause(_POLL_SECONDS))
 
     def _resume(self, reader: JournalReader) -> None:
+        journal, name = self.journal, self.exporter.name
+        has_known = has_state(journal, name)
         try:
-            known = load_state(self.journal, self.exporter.name)
+            known = load_state(journal, name)
         except DamagedFileError as error:
             self._log_once(f"the counters restart at zero: {error}")
-            known = ExportState()
+            known, has_known = ExportState(), False
         counters, backfill = known.counters_at(reader.events), known.backfill_at(reader.events)
-        if self._backfill and not has_state(self.journal, self.exporter.name):
+        if not has_known and has_pin(journal, name) and reader.events:
+            # The position in the archive is lost: send the archived events from the beginning.
+            from ..store import pinned_archive
+
+            pin = pinned_archive(journal, cursor_name(name))
+            backfill = Backfill(total=pin.events) if pin is not None else None
+        elif self._backfill and not has_known:
             from ..store import pin_archive
 
-            pin = pin_archive(self.journal, cursor_name(self.exporter.name))
+            pin = pin_archive(journal, cursor_name(name))
             backfill = Backfill(total=pin.events) if pin is not None else None
         self._set(
             replace(
@@ -604,10 +615,20 @@ async def attempt(exporter: Exporter, batch: Batch, seconds: float) -> Sent | No
             return check_sent(await exporter.send(batch), batch)
     except NotSent as failure:
         return failure
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
+        return NotSent("the exporter awaited a task that was cancelled", problem="failed")
     except TimeoutError:
         return NotSent(f"no response within {seconds:.3g} s")
     except Exception as error:  # a custom exporter may raise anything
         return NotSent(describe(error), problem="failed")
+
+
+def _is_cancelled() -> bool:
+    """Return whether the current task was cancelled, and not only a task that it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def check_sent(sent: object, batch: Batch) -> Sent:

@@ -20,6 +20,7 @@ __all__ = [
     "cursor_name",
     "directory_of",
     "exporter_names",
+    "has_pin",
     "has_state",
     "load_state",
     "rejected_directory",
@@ -32,10 +33,11 @@ EXPORT = "export"
 """Name of the directory of all exporters in a journal."""
 
 _STATE = "state.json"
+_PINS = "pins"
 _REJECTED = "rejected"
 _REMEDY = (
     "`stageflow doctor --repair` moves it to broken/; the counters of this exporter restart at zero, and no"
-    " event is sent again"
+    " event is sent again, except for archived events of an unfinished backfill"
 )
 
 Count = Annotated[int, Meta(ge=0)]
@@ -174,6 +176,11 @@ def state_files(journal: str) -> list[StateFile]:
 def has_state(journal: str, exporter: str) -> bool:
     """Return whether an exporter has started before."""
     return os.path.lexists(os.path.join(directory_of(journal, exporter), _STATE))
+
+
+def has_pin(journal: str, exporter: str) -> bool:
+    """Return whether an exporter has archived events to send, without importing `stageflow.store`."""
+    return os.path.lexists(os.path.join(journal, _PINS, f"{cursor_name(exporter)}.json"))
 
 
 def load_state(journal: str, exporter: str) -> ExportState:

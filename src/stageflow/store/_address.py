@@ -10,14 +10,15 @@ from msgspec import Meta, Struct
 
 from .._files import absolute_path, make_private, replace_file
 from .._state_file import StateFile, encode_state, read_state
-from ..errors import DamagedFileError
+from ..errors import ArchiveDamagedError, DamagedFileError
 from ..journal import load_cursor
-from ._archive import is_remote
+from ._archive import Archive, is_remote
 
 __all__ = [
     "ADDRESS_FILE",
     "CURSOR",
     "archived_events",
+    "check_exists",
     "default_address",
     "has_archive",
     "read_address",
@@ -88,6 +89,26 @@ def archived_events(journal: str) -> int | None:
         if cursor is not None and (cursor.positions or cursor.events):
             return cursor.events
     return None
+
+
+def check_exists(archive: Archive, journal: str) -> None:
+    """Raise an error if an archive does not exist, although events of the journal were archived.
+
+    Args:
+        archive: The archive, after `refresh`.
+        journal: Directory of the journal.
+
+    Raises:
+        ArchiveDamagedError: The archive is missing: its disk may not be mounted, or its address may be wrong.
+    """
+    if archive.version < 0 and (events := archived_events(journal)) is not None:
+        raise ArchiveDamagedError(
+            f"archive {archive.address} does not exist, but {events:,} events of journal {journal}"
+            " were archived",
+            files=[archive.address],
+            hint="mount or restore the archive, or correct its address. To abandon it and start a new one,"
+            " run `stageflow compact --forget`",
+        )
 
 
 def store_address(journal: str, address: str) -> None:

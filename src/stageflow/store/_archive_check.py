@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from msgspec import Struct
 
 from ..errors import ArchiveDamagedError
-from ._address import read_address
+from ._address import check_exists, read_address
 from ._archive import Archive, ArchiveFile, is_remote
-from ._compactor import Compactor, check_exists
+from ._compactor import Compactor
 from ._database import as_os_errors
 from ._decisions import Decisions, SamplingCounts, has_decisions
 from ._losses import (

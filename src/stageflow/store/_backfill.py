@@ -14,8 +14,8 @@ from msgspec import Struct
 from .._files import make_private_below, replace_file
 from .._state_file import encode_state, read_state
 from ..journal import Entry, list_writers
-from ._address import read_address
-from ._archive import Archive, ArchiveFile
+from ._address import check_exists, read_address
+from ._archive import Archive, ArchiveFile, is_remote
 from ._columns import text
 from ._database import InterruptibleDatabase, as_os_errors
 from ._parquet import LocalFiles, select_rows
@@ -83,9 +83,9 @@ class ArchivePin(Struct, frozen=True):
                 for each in days:
                     # The end of a run has the time of its last stage, or a later one.
                     cursor = database.execute(f"""
-                        select * from {source} where strftime({_TIME}, '%Y-%m-%d') = {text(each)}
+                        select * from {source} event where strftime({_TIME}, '%Y-%m-%d') = {text(each)}
                         order by {_TIME}, type in ('stage.wide', 'pipeline.wide'), type = 'pipeline.wide',
-                            type, event_id, rest
+                            type, event_id, rest, hash(event)
                         offset {rows if each == day else 0}
                     """)
                     names = [name for name, *_ in cursor.description or ()]
@@ -137,6 +137,7 @@ def pin_archive(journal: str, name: str) -> ArchivePin | None:
     archive = Archive(address)
     with as_os_errors(address):
         archive.refresh()
+        check_exists(archive, journal)
         if archive.version < 0:
             return None
         archived = {
@@ -151,10 +152,15 @@ def pin_archive(journal: str, name: str) -> ArchivePin | None:
 def pinned_archive(journal: str, name: str) -> ArchivePin | None:
     """Return the version of the archive that is pinned under a name, or None.
 
+    If the archive was moved, and the previous one deleted, its address is the current one.
+
     Raises:
         DamagedFileError: The pin is damaged.
     """
-    return read_state(_path(journal, name), ArchivePin, _REMEDY)
+    pin = read_state(_path(journal, name), ArchivePin, _REMEDY)
+    if pin is not None and not is_remote(pin.address) and not os.path.isdir(pin.address):
+        return msgspec.structs.replace(pin, address=read_address(journal))
+    return pin
 
 
 def unpin_archive(journal: str, name: str) -> None:

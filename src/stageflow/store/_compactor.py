@@ -41,7 +41,15 @@ from ..journal import (
     store_cursor,
     writer_is_closed,
 )
-from ._address import CURSOR, absolute_address, archived_events, read_address, same_address, store_address
+from ._address import (
+    CURSOR,
+    absolute_address,
+    archived_events,
+    check_exists,
+    read_address,
+    same_address,
+    store_address,
+)
 from ._archive import COUNTS, Archive, ArchiveFile, Conflict
 from ._backfill import has_pins
 from ._database import InterruptibleDatabase, as_os_errors
@@ -62,7 +70,6 @@ __all__ = [
     "Compactor",
     "Maintenance",
     "Progress",
-    "check_exists",
     "closed_segments",
     "sampler_of_archive",
 ]
@@ -501,26 +508,6 @@ def sampler_of_archive(journal: str) -> TailSampler | None:
     with Decisions(journal) as decisions:
         described = decisions.fact(ARCHIVE_SAMPLER)
     return None if described is None else msgspec.json.decode(described, type=TailSampler)
-
-
-def check_exists(archive: Archive, journal: str) -> None:
-    """Raise an error if an archive does not exist, although events of the journal were archived.
-
-    Args:
-        archive: The archive, after `refresh`.
-        journal: Directory of the journal.
-
-    Raises:
-        ArchiveDamagedError: The archive is missing: its disk may not be mounted, or its address may be wrong.
-    """
-    if archive.version < 0 and (events := archived_events(journal)) is not None:
-        raise ArchiveDamagedError(
-            f"archive {archive.address} does not exist, but {events:,} events of journal {journal}"
-            " were archived",
-            files=[archive.address],
-            hint="mount or restore the archive, or correct its address. To abandon it and start a new one,"
-            " run `stageflow compact --forget`",
-        )
 
 
 def closed_segments(journal: str, archive: Archive, decisions: Decisions | None = None) -> list[Segment]:

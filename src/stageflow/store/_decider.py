@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ from ._database import InterruptibleDatabase
 from ._decisions import Decision, Decisions, Undecided
 from ._merge import failed_column
 from ._rows import load_rows
-from ._sampling import TailSampler, decide
+from ._sampling import TailSampler, columns_of, decide, match_rules
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -63,24 +63,20 @@ _MAX_UNDECIDED = 100_000
 _FORGET_EVERY = 1_000
 """Number of batches after which old decisions are deleted."""
 
-_ATTRIBUTE_COLUMN = re.compile(rf'"{re.escape(ATTRIBUTE)}((?:[^"]|"")+)"')
-
-
-class _Ids(Struct, gc=False):
-    pipeline_run_id: str | None = None
-
 
 class _Head(Struct, gc=False):
-    correlation_ids: _Ids | None = None
-    root_run_id: str | None = None
-    started_at: str | None = None
-    emitted_at: str | None = None
-    amended_at: str | None = None
-    status: str | None = None
-    outcome: str | None = None
-    stages_failed: int | None = None
-    duration_ms: float | None = None
-    pipeline_name: str | None = None
+    """Fields of an event of any type; a custom event can contain any values."""
+
+    correlation_ids: Any = None
+    root_run_id: Any = None
+    started_at: Any = None
+    emitted_at: Any = None
+    amended_at: Any = None
+    status: Any = None
+    outcome: Any = None
+    stages_failed: Any = None
+    duration_ms: Any = None
+    pipeline_name: Any = None
     resource: Any = None
 
 
@@ -128,15 +124,15 @@ class Decider:
             raise
 
     def _resume(self) -> None:
-        if not self._decisions.decided_until() and self._reader.positions:
-            # The database is new, or was deleted: read everything in the journal again.
+        known = self._decisions.positions()
+        if any(at > known.get(writer, (0, 0)) for writer, at in self._reader.positions.items()):
+            # The database is new, or an earlier copy: read everything in the journal again.
             reset_cursor(self.journal, DECIDER)
             self._reader.close()
             self._reader = JournalReader(self.journal, DECIDER)
         self._adopt_recorded()
         described = msgspec.json.encode(self.sampler).decode()
-        known = self._decisions.fact("sampler")
-        if known not in (None, described):
+        if self._decisions.fact("sampler") not in (None, described):
             log_safely(log, "the sampler of journal %s has changed: new decisions follow it", self.journal)
         with self._decisions.transaction():
             self._decisions.store_fact("sampler", described)
@@ -220,6 +216,8 @@ class Decider:
         ended: dict[str, bytes] = {}
         kept_children: dict[str, Decision] = {}
         kinds: list[tuple[str, str, str]] = []
+        elsewhere: dict[tuple[str, str], tuple[int, int]] = {}
+        late: dict[str, tuple[str, int]] = {}
         now_us = get_clock().wall_ns() // 1000
         for entry, head in heads:
             run = _run_of(head)
@@ -227,24 +225,30 @@ class Decider:
             if is_end:
                 kinds.append(_kind_of(head))
             if run in known:
-                if is_end and head.root_run_id not in (None, run) and known[run].kept:
-                    kept_children[str(head.root_run_id)] = known[run]
+                late[run] = (entry.writer, entry.segment)
+                if is_end and _root_of(head) != run and known[run].kept:
+                    kept_children[_root_of(head)] = known[run]
                 continue
             each = undecided.get(run)
             if each is None:
                 seen_us = min(now_us, _time_of(head, now_us))
-                each = Undecided(None, entry.writer, entry.segment, entry.offset, seen_us)
+                place = (entry.writer, entry.segment)
+                each = Undecided(None, *place, entry.offset, *place, seen_us)
                 undecided[run] = each
+            each.last_writer, each.last_segment = entry.writer, entry.segment
+            if entry.writer != each.writer:
+                elsewhere.setdefault((run, entry.writer), (entry.segment, entry.offset))
             if is_end:
-                each.root_id = head.root_run_id or run
-                outcome = head.outcome or ("failed" if head.status == "FAIL" else "ok")
+                each.root_id = _root_of(head)
+                outcome = _text(head.outcome) or ("failed" if head.status == "FAIL" else "ok")
                 each.failed = failures.is_failure(outcome) or bool(head.stages_failed)
-                each.duration_ms = head.duration_ms or 0.0
+                each.duration_ms = _number(head.duration_ms)
                 if each.root_id == run:
                     ended[run] = entry.json
         roots = self._decisions.find({each.root_id for each in undecided.values() if each.root_id})
         with self._decisions.transaction():
-            self._decisions.remember(undecided)
+            self._decisions.remember(undecided, elsewhere)
+            self._decisions.move(late)
         for root, decision in kept_children.items():
             if root not in roots and root not in self._decisions.find([root]):
                 # A child run was kept because it was long, so its root run is longer.
@@ -272,9 +276,10 @@ class Decider:
             found[run], decided[run] = each, Decision(True, 1.0, "too many undecided runs")
         without_end = self._decisions.without_root()
         if without_end:
-            writers = list_writers(self.journal)
+            writers, elsewhere = list_writers(self.journal), self._decisions.writers_elsewhere()
             for run, each in without_end.items():
-                if run not in decided and self._has_ended(writers.get(each.writer)):
+                of_run = (each.writer, *elsewhere.get(run, ()))
+                if run not in decided and all(self._has_ended(writers.get(writer)) for writer in of_run):
                     found[run], decided[run] = each, Decision(True, 1.0, "incomplete")
         if not decided:
             return
@@ -315,6 +320,7 @@ class Decider:
         failures = read_failures(self.journal)
         with self._database.open() as database, tempfile.TemporaryDirectory() as folder:
             self._load(database, folder, ended.values())
+            sampler = match_rules(database, "ended", self.sampler)
             _create(
                 database,
                 "children",
@@ -336,7 +342,7 @@ class Decider:
             runs = (
                 f"select *, {failed_column(failures)} as {FAILED} from ended union all by name from children"
             )
-            decide(database, "decided", self.sampler, runs, "from kinds", "from minutes")
+            decide(database, "decided", sampler, runs, "from kinds", "from minutes")
             found = {
                 root: Decision(kept, rate, reason)
                 for root, kept, rate, reason in database.execute(
@@ -349,19 +355,15 @@ class Decider:
         return {root: found[root] for root in ended if root in found}, minutes
 
     def _load(self, database: DuckDBPyConnection, folder: str, ended: Iterable[bytes]) -> None:
-        """Create the table `ended` with the columns of `runs`, and with the attributes that the rules use."""
+        """Create the table `ended` with the columns of `runs`, and `per_key`."""
         writer = new_writer()
         path = os.path.join(folder, segment_name(writer, 1))
         with open(path, "wb") as file:
             file.writelines(b'{"type":"pipeline.wide","data":%b}\n' % line for line in ended)
         load_rows(database, "ended", [Segment(path, writer, os.getpid(), 1, False)], {}, 1 << 20)
-        present = {name for name, *_ in database.execute("describe ended").fetchall()}
-        rules = " ".join(rule.where for rule in self.sampler.rules)
-        used = {ATTRIBUTE + name.replace('""', '"') for name in _ATTRIBUTE_COLUMN.findall(rules)}
-        if self.sampler.per_key.startswith(ATTRIBUTE):
-            used.add(self.sampler.per_key)
-        for name in sorted(used - present):
-            database.execute(f"alter table ended add column {quoted(name)} varchar")
+        key = self.sampler.per_key
+        if key.startswith(ATTRIBUTE) and key not in columns_of(database, "ended"):
+            database.execute(f"alter table ended add column {quoted(key)} varchar")
 
     # ------------------------------------------------------------ record
 
@@ -424,16 +426,32 @@ def _create(database: DuckDBPyConnection, table: str, columns: str, rows: Sequen
 
 
 def _run_of(head: _Head) -> str:
-    return (head.correlation_ids.pipeline_run_id if head.correlation_ids is not None else None) or ""
+    ids = head.correlation_ids
+    return _text(ids.get("pipeline_run_id")) if isinstance(ids, dict) else ""
+
+
+def _root_of(head: _Head) -> str:
+    return _text(head.root_run_id) or _run_of(head)
 
 
 def _kind_of(head: _Head) -> tuple[str, str, str]:
     resource = head.resource if isinstance(head.resource, dict) else {}
-    return (head.pipeline_name or "", head.outcome or "", str(resource.get("service_version") or ""))
+    return (_text(head.pipeline_name), _text(head.outcome), str(resource.get("service_version") or ""))
 
 
 def _time_of(head: _Head, default: int) -> int:
     for at in (head.started_at, head.emitted_at, head.amended_at):
-        if at is not None and is_timestamp(at):
+        if isinstance(at, str) and is_timestamp(at):
             return epoch_us(at)
     return default
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -24,7 +25,12 @@ SAMPLING = "sampling"
 
 _FILE = "decisions.db"
 _VERSION = 1
-_BUSY_SECONDS = 30.0
+_BUSY_SECONDS = 5.0
+"""Time to wait for another process that writes; shorter than the time that `export run` needs to stop."""
+
+_MAX_VALUES = 10_000
+"""Number of values in one statement."""
+
 _LATE_SECONDS = 86_400.0
 """Time for which a decision is kept after the events of its run have left the journal."""
 
@@ -37,8 +43,10 @@ create table decisions (run_id text primary key, kept int, rate real, reason tex
     writer text, segment int, decided_us int) without rowid;
 create index decisions_of_segments on decisions (writer, segment);
 create table undecided (run_id text primary key, root_id text, writer text, segment int, offset int,
-    seen_us int, failed int, duration_ms real) without rowid;
+    last_writer text, last_segment int, seen_us int, failed int, duration_ms real) without rowid;
 create index undecided_of_roots on undecided (root_id);
+create table elsewhere (run_id text, writer text, segment int, offset int,
+    primary key (run_id, writer)) without rowid;
 create table positions (writer text primary key, segment int, offset int) without rowid;
 create table kinds (pipeline text, outcome text, version text,
     primary key (pipeline, outcome, version)) without rowid;
@@ -74,6 +82,8 @@ class Undecided(Struct, gc=False):
         writer: Name of the writer of its first event.
         segment: Sequence number of the segment with its first event.
         offset: Offset of its first event.
+        last_writer: Name of the writer of its last event.
+        last_segment: Sequence number of the segment with its last event.
         seen_us: Time of its first event, in microseconds since the epoch.
         failed: Whether it ended as a failure.
         duration_ms: Its duration, if it has ended.
@@ -83,6 +93,8 @@ class Undecided(Struct, gc=False):
     writer: str
     segment: int
     offset: int
+    last_writer: str
+    last_segment: int
     seen_us: int
     failed: bool = False
     duration_ms: float = 0.0
@@ -123,22 +135,34 @@ class Decisions:
         with self._errors():
             self._database = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             try:
+                self._file = os.stat(self._path)
                 self._create()
             except BaseException:
                 self._database.close()
                 raise
 
     def _create(self) -> None:
-        self._database.execute("pragma journal_mode = wal")
         self._database.execute("pragma synchronous = full")
+        if self._version() == _VERSION:
+            return  # without a write, for which another process may have to end first
+        self._database.execute("pragma journal_mode = wal")
         with self.transaction():
-            (version,) = self._database.execute("pragma user_version").fetchone()
+            version = self._version()
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     self._database.execute(statement)
                 self._database.execute(f"pragma user_version = {_VERSION}")
             elif version != _VERSION:
                 raise DamagedFileError(self._path, f"its version {version} is unknown", hint=_REMEDY)
+
+    def _version(self) -> int:
+        ((version,),) = self._database.execute("pragma user_version").fetchall()
+        return int(version)
+
+    def _check_file(self) -> None:
+        """Raise an error if the database was deleted or replaced: other processes do not see this one."""
+        if not os.path.samestat(os.stat(self._path), self._file):
+            raise FileNotFoundError(errno.ENOENT, "the sampling decisions were replaced", self._path)
 
     @contextlib.contextmanager
     def _errors(self) -> Generator[None]:
@@ -152,6 +176,7 @@ class Decisions:
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
         """Commit all changes in the block atomically; discard them if it raises."""
+        self._check_file()
         with self._errors():
             self._database.execute("begin immediate")
             try:
@@ -182,17 +207,21 @@ class Decisions:
 
     def find(self, runs: Iterable[str]) -> dict[str, Decision]:
         """Return the decisions for these runs; runs without a decision are omitted."""
-        found = self._rows(
-            "select run_id, kept, rate, reason from decisions"
-            " where run_id in (select value from json_each(?))",
-            msgspec.json.encode(sorted(runs)).decode(),
-        )
-        return {run: Decision(bool(kept), rate, reason) for run, kept, rate, reason in found}
+        return {
+            run: Decision(bool(kept), rate, reason)
+            for values in _chunks(runs)
+            for run, kept, rate, reason in self._rows(
+                f"select run_id, kept, rate, reason from decisions where run_id in ({_marks(values)})",
+                *values,
+            )
+        }
 
     def decided_until(self) -> dict[str, Position]:
         """Return the position in the segments of each writer before which all runs are decided."""
+        self._check_file()
         found = self._rows("""
             select writer, segment, offset, 0 as is_read from undecided
+            union all select writer, segment, offset, 0 from elsewhere
             union all select writer, segment, offset, 1 from positions
         """)
         read: dict[str, Position] = {}
@@ -201,6 +230,11 @@ class Decisions:
             of_kind, at = (read if is_read else waiting), (segment, offset)
             of_kind[writer] = min(at, of_kind.get(writer, at))
         return {writer: min(at, waiting.get(writer, at)) for writer, at in read.items()}
+
+    def positions(self) -> dict[str, Position]:
+        """Return up to which position the journal was read."""
+        found = self._rows("select writer, segment, offset from positions")
+        return {str(writer): (segment, offset) for writer, segment, offset in found}
 
     def counts(self) -> SamplingCounts:
         """Return the number of decided and undecided runs."""
@@ -218,15 +252,11 @@ class Decisions:
 
     def undecided(self, runs: Iterable[str]) -> dict[str, Undecided]:
         """Return those of the given runs that are known and undecided."""
-        return self._undecided(
-            "run_id in (select value from json_each(?))", msgspec.json.encode(sorted(runs)).decode()
-        )
+        return self._undecided_with("run_id", runs)
 
     def undecided_of_roots(self, roots: Iterable[str]) -> dict[str, Undecided]:
         """Return the undecided runs with these root runs."""
-        return self._undecided(
-            "root_id in (select value from json_each(?))", msgspec.json.encode(sorted(roots)).decode()
-        )
+        return self._undecided_with("root_id", roots)
 
     def seen_before(self, seen_us: int) -> dict[str, Undecided]:
         """Return the undecided runs whose first event is older than a time."""
@@ -240,10 +270,22 @@ class Decisions:
         """Return the undecided runs that exceed a number, oldest first."""
         return self._undecided("true order by seen_us desc limit -1 offset ?", beyond)
 
+    def writers_elsewhere(self) -> dict[str, list[str]]:
+        """Return, for each undecided run with events of several writers, the writers after the first one."""
+        found: dict[str, list[str]] = {}
+        for run, writer in self._rows("select run_id, writer from elsewhere"):
+            found.setdefault(str(run), []).append(str(writer))
+        return found
+
+    def _undecided_with(self, column: str, values: Iterable[str]) -> dict[str, Undecided]:
+        found: dict[str, Undecided] = {}
+        for chunk in _chunks(values):
+            found |= self._undecided(f"{column} in ({_marks(chunk)})", *chunk)
+        return found
+
     def _undecided(self, condition: str, *values: object) -> dict[str, Undecided]:
         found = self._rows(
-            "select run_id, root_id, writer, segment, offset, seen_us, failed, duration_ms from undecided"
-            f" where {condition}",
+            f"select run_id, {', '.join(Undecided.__struct_fields__)} from undecided where {condition}",
             *values,
         )
         names = Undecided.__struct_fields__
@@ -262,11 +304,30 @@ class Decisions:
 
     # ------------------------------------------------------------ write
 
-    def remember(self, undecided: Mapping[str, Undecided]) -> None:
-        """Store undecided runs; they replace known ones."""
+    def remember(
+        self, undecided: Mapping[str, Undecided], elsewhere: Mapping[tuple[str, str], Position]
+    ) -> None:
+        """Store undecided runs.
+
+        Args:
+            undecided: The runs; they replace known ones.
+            elsewhere: For runs with events of several writers, the first position by run and further writer.
+        """
         self._database.executemany(
-            "insert or replace into undecided values (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"insert or replace into undecided values (?, {_marks(Undecided.__struct_fields__)})",
             [(run, *msgspec.structs.astuple(each)) for run, each in undecided.items()],
+        )
+        self._database.executemany(
+            "insert or ignore into elsewhere values (?, ?, ?, ?)",
+            [(run, writer, *position) for (run, writer), position in elsewhere.items()],
+        )
+
+    def move(self, places: Mapping[str, tuple[str, int]]) -> None:
+        """Store the writer and the segment of the last event of decided runs."""
+        self._database.executemany(
+            "update decisions set writer = ?1, segment = ?2"
+            " where run_id = ?3 and (writer, segment) is not (?1, ?2)",
+            [(writer, segment, run) for run, (writer, segment) in places.items()],
         )
 
     def decide(self, decided: Mapping[str, Decision], at: Mapping[str, Undecided], now_us: int) -> None:
@@ -282,12 +343,13 @@ class Decisions:
             for run, each in decided.items():
                 if each.kept is kept:
                     found = at.get(run)
-                    place = (found.writer, found.segment) if found is not None else ("", 0)
+                    place = (found.last_writer, found.last_segment) if found is not None else ("", 0)
                     rows.append((run, int(kept), each.rate, each.reason, *place, now_us))
             before = self._database.total_changes
             self._database.executemany("insert or ignore into decisions values (?, ?, ?, ?, ?, ?, ?)", rows)
             self.store_fact(count, str(self._count(count) + self._database.total_changes - before))
-        self._database.executemany("delete from undecided where run_id = ?", [(run,) for run in decided])
+        for table in ("undecided", "elsewhere"):
+            self._database.executemany(f"delete from {table} where run_id = ?", [(run,) for run in decided])
 
     def store_fact(self, name: str, value: str | None) -> None:
         """Store a value, or delete it."""
@@ -333,3 +395,12 @@ class Decisions:
         self._database.executemany(
             "delete from decisions where writer = ? and segment = ? and decided_us < ?", gone
         )
+
+
+def _chunks(values: Iterable[str]) -> Iterable[list[str]]:
+    found = sorted(values)
+    return (found[at : at + _MAX_VALUES] for at in range(0, len(found), _MAX_VALUES))
+
+
+def _marks(values: Iterable[object]) -> str:
+    return ", ".join("?" for _ in values)

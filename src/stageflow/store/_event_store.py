@@ -24,10 +24,10 @@ from ..errors import (
     invalid_argument,
 )
 from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
-from ._address import absolute_address, default_address, read_address, same_address
+from ._address import absolute_address, check_exists, default_address, read_address, same_address
 from ._archive import Archive
 from ._columns import text
-from ._compactor import Compactor, Progress, check_exists, closed_segments, sampler_of_archive
+from ._compactor import Compactor, Progress, closed_segments, sampler_of_archive
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import answer, compare_run
 from ._explain._by_pipeline import explain_by_pipeline

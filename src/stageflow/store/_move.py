@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from ..errors import ArchiveAddressError
 from ..journal import CursorFile, list_writers, store_cursor
-from ._address import CURSOR, absolute_address, same_address, store_address
+from ._address import CURSOR, absolute_address, check_exists, same_address, store_address
 from ._archive import Archive, is_remote
-from ._compactor import Compactor, check_exists
+from ._compactor import Compactor
 from ._database import as_os_errors
 from ._losses import copy_lost, count_archived_only
 from ._parquet import LocalFiles

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,7 +13,7 @@ from msgspec import Struct
 from .._toml import parse_toml
 from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
-from ._columns import AMENDMENTS, FAILED, quoted, text
+from ._columns import AMENDMENTS, ATTRIBUTE, FAILED, quoted, text
 from ._selection import parenthesized, parse_predicate
 
 if TYPE_CHECKING:
@@ -25,10 +27,15 @@ __all__ = [
     "SamplingResult",
     "TailSampler",
     "apply_decisions",
+    "columns_of",
     "decide",
+    "match_rules",
     "read_sampler",
     "report",
 ]
+
+
+_MAX_SECONDS = 1e9
 
 
 class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
@@ -90,18 +97,21 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_one_in("TailSampler", self.one_in)
-        if not (isinstance(self.decide_after, int | float) and self.decide_after > 0):
+        if not (isinstance(self.decide_after, int | float) and 0 < self.decide_after <= _MAX_SECONDS):
             raise invalid_argument(
-                "TailSampler", "decide_after", self.decide_after, "a number greater than 0"
+                "TailSampler",
+                "decide_after",
+                self.decide_after,
+                f"a number greater than 0, at most {_MAX_SECONDS:g}",
             )
         for name in ("slower_than", "target_per_minute"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise invalid_argument("TailSampler", name, value, "a number greater than 0, or None")
 
 
 def _check_one_in(owner: str, one_in: object) -> None:
-    if not (isinstance(one_in, int | float) and one_in >= 1):
+    if not (isinstance(one_in, int | float) and 1 <= one_in < math.inf):
         raise invalid_argument(owner, "one_in", one_in, "a number of 1 or more")
 
 
@@ -132,6 +142,8 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(str(error), origin) from None
 
+
+_ATTRIBUTE_COLUMN = re.compile(rf'"{re.escape(ATTRIBUTE)}((?:[^"]|"")+)"')
 
 _ROOT = "coalesce(root_run_id, pipeline_run_id)"
 _HASH_POSITION = "(md5_number_lower(root)::double / 18446744073709551616)"
@@ -253,6 +265,82 @@ def decide(
             sql="; ".join(rule.where for rule in sampler.rules),
             hint="rules are SQL predicates over the columns of `runs`, and per_key is one of these columns",
         ) from None
+
+
+def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler) -> TailSampler:
+    """Add a column for each rule to a table of runs, and return a sampler whose rules refer to these columns.
+
+    The types of the attributes depend on the runs in the table. A rule does not match a run for which it
+    cannot be evaluated: an attribute that does not exist is null, and one that has no type for which the
+    rule is valid is read as a number, if it is one, or otherwise is null.
+
+    Args:
+        connection: The connection that contains the table.
+        table: Name of the table, with the columns of `runs`.
+        sampler: The sampler.
+
+    Raises:
+        QueryError: A rule is invalid.
+    """
+    rules = []
+    for number, rule in enumerate(sampler.rules):
+        column = f"sampling rule {number}"
+        connection.execute(f"alter table {table} add column {quoted(column)} boolean")
+        parse_predicate(connection, rule.where)
+        _match_rule(connection, table, rule.where, column)
+        rules.append(msgspec.structs.replace(rule, where=quoted(column), reason=rule.reason or rule.where))
+    return msgspec.structs.replace(sampler, rules=tuple(rules))
+
+
+def _match_rule(connection: DuckDBPyConnection, table: str, where: str, column: str) -> None:
+    import duckdb
+
+    predicate = parenthesized(where)
+    names = {ATTRIBUTE + name.replace('""', '"') for name in _ATTRIBUTE_COLUMN.findall(predicate)}
+    types = columns_of(connection, table)
+    present = sorted(name for name in names if name in types)
+    missing = "".join(f", null as {quoted(name)}" for name in sorted(names - {*present}))
+    as_is, numbers = dict[str, str](), dict[str, str]()
+    for name in present:
+        # A value of another type than the column is in `rest`.
+        in_rest = f"json_extract_string(rest, {text(_pointer(name))})"
+        if types[name] == "VARCHAR":
+            as_is[name] = f"coalesce({quoted(name)}, {in_rest})"
+        numbers[name] = f"coalesce(try_cast({quoted(name)} as double), try_cast({in_rest} as double))"
+    readings = []
+    for values in (as_is, numbers, dict.fromkeys(present, "null")):
+        replaced = ", ".join(f"{value} as {quoted(name)}" for name, value in values.items())
+        readings.append(f"*{f' replace ({replaced})' if replaced else ''}{missing}")
+    first: duckdb.Error | None = None
+    for reading in dict.fromkeys(readings):
+        for condition in (f"try({predicate})", predicate):  # a subquery is not supported by `try`
+            try:
+                connection.execute(f"""
+                    update {table} set {quoted(column)} = true where rowid in (
+                        select run_row from (select rowid as run_row, {reading} from {table})
+                        where {condition}
+                    )
+                """)
+            except duckdb.Error as error:
+                first = first or error
+            else:
+                return
+    raise QueryError(
+        f"invalid sampling rule: {first}",
+        sql=where,
+        hint="rules are SQL predicates over the columns of `runs`",
+    )
+
+
+def _pointer(attribute: str) -> str:
+    """Return the JSON pointer of an attribute in `rest`."""
+    name = attribute.removeprefix(ATTRIBUTE).replace("~", "~0").replace("/", "~1")
+    return f"/attributes/{name}"
+
+
+def columns_of(connection: DuckDBPyConnection, table: str) -> dict[str, str]:
+    """Return the types of the columns of a table."""
+    return {name: type for name, type, *_ in connection.execute(f"describe {table}").fetchall()}
 
 
 def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[SamplingResult]:

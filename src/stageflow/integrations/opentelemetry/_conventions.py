@@ -25,6 +25,8 @@ _PREFIXES = {
     MESSAGING: "messaging",
 }
 
+_MAX_NS = (1 << 63) - 1
+
 Attributes = Mapping[str, Any]
 
 _MODEL_CALLS = frozenset({"chat", "text_completion", "completion", "generate_content", "embeddings"})
@@ -87,11 +89,19 @@ def call_of(span: ReadableSpan, kind: str) -> Call:
     found: Attributes = span.attributes or {}
     return Call(
         kind=_PREFIXES[kind],
-        name=span.name,
+        name=str(span.name),
         host=_host(found, kind),
-        ms=((span.end_time or 0) - (span.start_time or 0)) // 1000 / 1000,
+        ms=_milliseconds(span),
         failed=span.status.status_code is StatusCode.ERROR or "error.type" in found,
     )
+
+
+def _milliseconds(span: ReadableSpan) -> float:
+    """Return the duration; 0 if the times, which callers can specify, are invalid or out of order."""
+    start, end = span.start_time, span.end_time
+    if isinstance(start, int) and isinstance(end, int) and start <= end <= _MAX_NS:
+        return (end - start) // 1000 / 1000
+    return 0.0
 
 
 def usage_of(span: ReadableSpan) -> Fields:

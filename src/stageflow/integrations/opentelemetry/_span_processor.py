@@ -21,6 +21,10 @@ _MAX_OPEN = 10_000
 """Number of spans whose end is awaited. Further ones replace the oldest, which may then be counted twice."""
 
 
+_MAX_DEPTH = 100
+"""Number of spans around a span that are searched for calls of the same kind."""
+
+
 class _OpenSpan:
     """A span that started in a stage, and the spans around it.
 
@@ -40,9 +44,11 @@ class _OpenSpan:
         self.has_ended = False
 
     def around(self) -> Iterator[_OpenSpan]:
-        """Yield the spans around this one, from the inside out."""
+        """Yield up to `_MAX_DEPTH` spans around this one, from the inside out."""
         span = self.parent
-        while span is not None:
+        for _ in range(_MAX_DEPTH):
+            if span is None:
+                return
             yield span
             span = span.parent
 

@@ -235,13 +235,16 @@ def test_signal_ends_the_server_while_it_reads_the_records(
     content = segment.read_bytes()
     # Reading 160 MB takes several seconds.
     (folder / segment.name).write_bytes(content * ((160 << 20) // len(content)))
+    began = time.monotonic()
+    PinnedStore(folder).close()
+    reading_s = time.monotonic() - began
     with serve(folder) as ui:
         waiting = raw(ui, "/api/snapshot")
         assert ui.client.get("/api/nothing").status_code == 404  # the server has received the first request
         began = time.monotonic()
         ui.process.send_signal(ends)
         assert ui.process.wait(10) in (0, 130, -ends)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < reading_s / 2
         waiting.close()
 
 
@@ -405,6 +408,8 @@ def test_client_that_reads_slowly_receives_the_newest_snapshot(tmp_path: Path, j
                 await asyncio.sleep(0.05)
             ended.set()
             await stream
-        assert len(numbers) == 2
+        # A snapshot can be announced twice, if writers start or end in the meantime.
+        assert set(numbers) == {numbers[0], newest}
+        assert newest - numbers[0] > 1
 
     asyncio.run(main())

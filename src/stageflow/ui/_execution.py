@@ -153,6 +153,8 @@ class Executor:
                 return query(store)
 
         try:
+            if self._is_closed:
+                raise Replaced("the server stopped before the request started")
             threads = self._heavy_threads if heavy else self._threads
             result = await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, run)
         except asyncio.CancelledError:
@@ -180,4 +182,4 @@ class Executor:
         for execution in self._running.values():
             execution.interruption.interrupt()
         for threads in (self._threads, self._heavy_threads):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False)  # those that wait raise `Replaced` when they start

@@ -311,6 +311,8 @@ def _match_rule(connection: DuckDBPyConnection, table: str, where: str, column: 
     for values in (as_is, numbers, dict.fromkeys(present, "null")):
         replaced = ", ".join(f"{value} as {quoted(name)}" for name, value in values.items())
         readings.append(f"*{f' replace ({replaced})' if replaced else ''}{missing}")
+    # If most values are booleans, a rule about numbers is valid for the column, and misses those in `rest`.
+    numbers_of_booleans = [f"{quoted(name)} is null" for name in present if types[name] == "BOOLEAN"]
     first: duckdb.Error | None = None
     for reading in dict.fromkeys(readings):
         for condition in (f"try({predicate})", predicate):  # a subquery is not supported by `try`
@@ -321,6 +323,16 @@ def _match_rule(connection: DuckDBPyConnection, table: str, where: str, column: 
                         where {condition}
                     )
                 """)
+                if numbers_of_booleans:
+                    connection.execute(f"""
+                        update {table} set {quoted(column)} = true where rowid in (
+                            select run_row from (
+                                select rowid as run_row, {readings[1]} from {table}
+                                where {" or ".join(numbers_of_booleans)}
+                            )
+                            where {condition}
+                        )
+                    """)
             except duckdb.Error as error:
                 first = first or error
             else:

@@ -476,6 +476,46 @@ def test_rejected_events_are_sent_again_and_those_still_rejected_are_kept(journa
     assert status(journal).waiting == 0
 
 
+def fails_for(*failing: int) -> Callable[[Request], Answer]:
+    ids = {f"e{number}" for number in failing}
+    return lambda request: Answer(500 if any(line["event_id"] in ids for line in request.lines) else 204)
+
+
+def reject(journal: Path, receiver: ExportReceiver, first: int, last: int) -> None:
+    """Export events that the receiver rejects."""
+    receiver.answer = lambda request: Answer(400)
+    emit(journal, first, last)
+    with Watched(journal, HttpExporter(receiver.url, name="shop")) as runner:
+        runner.wait(exported(last))
+
+
+@pytest.mark.parametrize("failing", [(0,), (0, 1, 2), (4, 5), (19,), (0, 9, 10, 19)])
+def test_rejected_events_that_cause_failures_do_not_stop_the_others(
+    journal: Path, failing: tuple[int, ...]
+) -> None:
+    with ExportReceiver() as receiver:
+        for first in (0, 10):  # two dead-letter files
+            reject(journal, receiver, first, first + 10)
+        receiver.answer = fails_for(*failing)
+        found = resend(journal, HttpExporter(receiver.url, name="shop"))
+        assert (found.sent, found.rejected, found.left) == (20 - len(failing), len(failing), 0)
+        assert found.error is None
+        assert {*numbers(receiver)} == {*range(20)} - {*failing}
+    assert letters_of(journal) == [(f"e{number}", "HTTP status 500") for number in failing]
+
+
+def test_no_rejected_event_is_rejected_again_while_the_target_fails_for_all(journal: Path) -> None:
+    with ExportReceiver() as receiver:
+        reject(journal, receiver, 0, 20)
+        before = letters_of(journal)
+        receiver.answer = fails_for(*range(20))
+        receiver.requests.clear()
+        found = resend(journal, HttpExporter(receiver.url, name="shop"))
+        assert (found.sent, found.rejected, found.left, found.error) == (0, 0, 20, "HTTP status 500")
+        assert len(receiver.requests) <= 20, "the number of attempts is limited"
+    assert letters_of(journal) == before
+
+
 def test_rejected_events_expire_by_size_and_are_counted(journal: Path) -> None:
     settings = ExportSettings(batch_events=10, batch_seconds=0.01, rejected_max_bytes=5_000)
     emit(journal, 0, 100, lambda number: "x" * 100)

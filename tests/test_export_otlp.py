@@ -26,6 +26,7 @@ from stageflow.export import (
     OtlpExporter,
     export_status,
     exporter_for,
+    resend,
 )
 from stageflow.integrations.opentelemetry import StageflowSpanProcessor
 from stageflow.observability import WideEventEmitter
@@ -364,10 +365,16 @@ def test_event_rejected_alone_is_written_to_the_dead_letter_file(journal: Path) 
     with ExportReceiver(rejects(1)) as receiver:
         exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}", name="tempo")
         state = exported(journal, exporter, settings)
-    letters = [*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]
-    assert {letter.reason for letter in letters} == {"span too old"}
-    assert {letter.type for letter in letters} == {"stage.wide", "pipeline.wide"}
-    assert state.counters.rejected == len(letters) == 8
+        letters = [*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]
+        assert {letter.reason for letter in letters} == {"span too old"}
+        assert {letter.type for letter in letters} == {"stage.wide", "pipeline.wide"}
+        assert state.counters.rejected == len(letters) == 8
+        settings = ExportSettings(batch_bytes=1)  # one event per batch
+        again = resend(
+            journal, OtlpExporter(f"http://127.0.0.1:{receiver.port}", name="tempo"), settings=settings
+        )
+    assert (again.sent, again.rejected, again.left) == (0, 8, 0)
+    assert len([*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]) == 8
 
 
 @pytest.mark.parametrize("body", [b"\xff\xff", b"ok", b'{"partialSuccess":{"rejectedSpans":"x"}}'])

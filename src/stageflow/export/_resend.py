@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -13,12 +16,16 @@ from .._time import get_clock, rfc3339
 from ..errors import JournalNotFoundError
 from ._batch import Batch
 from ._dead_letters import DeadLetter, DeadLetterFile, DeadLetters
-from ._exporter import Exporter, Sent
+from ._exporter import Exporter, NotSent, Sent
 from ._retries import ExportSettings
 from ._runner import attempt
 from ._state import EXPORT, directory_of, rejected_directory
 
 __all__ = ["Resent", "resend"]
+
+
+_MAX_OTHERS = 10
+"""Maximum number of other events that are sent to find out whether the target is available."""
 
 
 class Resent(Struct, frozen=True):
@@ -39,10 +46,21 @@ class Resent(Struct, frozen=True):
     busy: bool = False
 
 
+class _Part(Struct, frozen=True):
+    """The dead letters of a batch that were rejected again, those that were not sent, and why not."""
+
+    refused: list[DeadLetter]
+    remaining: list[DeadLetter] = []
+    error: str | None = None
+
+
 def resend(
     journal: str | os.PathLike[str], exporter: Exporter, *, settings: ExportSettings | None = None
 ) -> Resent:
     """Resend the rejected events of an exporter, oldest first, even while a runner exports other events.
+
+    An event that causes failures is rejected again if the target accepts another one meanwhile. If the target
+    is unavailable, the remaining events are left.
 
     Call it from synchronous code. If the process dies, events that were sent just before are sent again.
 
@@ -75,55 +93,124 @@ def resend(
                 runner.run(exporter.close())
 
 
+class _Resender:
+    """Sends dead letters in order, and isolates those that cause failures.
+
+    Args:
+        runner: Runs the exporter.
+        exporter: The target.
+        seconds: Maximum duration of an attempt.
+    """
+
+    def __init__(self, runner: asyncio.Runner, exporter: Exporter, seconds: float) -> None:
+        self._runner = runner
+        self._exporter = exporter
+        self._seconds = seconds
+        self._accepted: DeadLetter | None = None
+
+    def send(self, letters: Sequence[DeadLetter], later: Iterable[DeadLetter]) -> _Part:
+        """Send dead letters until the target is unavailable.
+
+        Args:
+            letters: The dead letters; at least one.
+            later: Those that follow.
+        """
+        parts, refused = deque([letters]), list[DeadLetter]()
+        while parts:
+            part = parts.popleft()
+            outcome = self._attempt(part)
+            if isinstance(outcome, Sent):
+                refused += self._rejected(part, outcome)
+            elif outcome.problem == "unavailable":
+                return _Part(refused, _joined(part, *parts), outcome.reason)
+            elif len(part) > 1:
+                middle = len(part) // 2
+                parts.extendleft((part[middle:], part[:middle]))
+            elif outcome.problem == "failed" and not self._fails_alone(
+                part, itertools.chain(_joined(*parts), later)
+            ):
+                return _Part(refused, _joined(part, *parts), outcome.reason)
+            else:
+                refused.append(DeadLetter.of(part[0].event(), outcome.reason, _now()))
+        return _Part(refused)
+
+    def _attempt(self, letters: Sequence[DeadLetter]) -> Sent | NotSent:
+        batch = Batch.of(letter.event() for letter in letters)
+        return self._runner.run(attempt(self._exporter, batch, self._seconds))
+
+    def _rejected(self, letters: Sequence[DeadLetter], sent: Sent) -> list[DeadLetter]:
+        reasons = {each.index: each.reason for each in sent.rejected}
+        if len(letters) == 1 and sent.rejected_unnamed:
+            reasons[0] = sent.message
+        accepted = [letter for index, letter in enumerate(letters) if index not in reasons]
+        if accepted and not sent.rejected_unnamed:  # otherwise the last one may be among the rejected
+            self._accepted = accepted[-1]
+        return [DeadLetter.of(letters[index].event(), reason, _now()) for index, reason in reasons.items()]
+
+    def _fails_alone(self, letters: Sequence[DeadLetter], following: Iterable[DeadLetter]) -> bool:
+        """Return whether the target accepts another event, and then still fails for this dead letter.
+
+        The other event is one that the target accepted before; if there is none, it is one of those that
+        follow, because several dead letters can cause failures. Without such an event, an outage cannot be
+        excluded.
+        """
+        others = following if self._accepted is None else (self._accepted,)
+        for other in itertools.islice(others, _MAX_OTHERS):
+            outcome = self._attempt((other,))
+            if isinstance(outcome, NotSent):
+                if outcome.problem == "unavailable":
+                    return False
+                continue
+            if self._rejected((other,), outcome):
+                continue
+            again = self._attempt(letters)
+            return isinstance(again, NotSent) and again.problem == "failed"
+        return False
+
+
 def _resend(
     runner: asyncio.Runner, letters: DeadLetters, exporter: Exporter, limits: ExportSettings
 ) -> Resent:
     sent = rejected = left = 0
     error: str | None = None
-    for file in letters.files():
+    resender = _Resender(runner, exporter, limits.send_seconds)
+    files = list(letters.files())
+    for number, file in enumerate(files):
         kept: list[DeadLetter] = []
         try:
             known = file.read()
         except FileNotFoundError:  # expired in the meantime
             continue
+        end = 0
         for part in _parts(known, limits.batch_bytes):
+            end += len(part)
             if error is not None:
                 kept += part
                 left += len(part)
                 continue
-            remaining, refused, error = _send(runner, exporter, part, limits.send_seconds)
-            kept += [*refused, *remaining]
-            sent += len(part) - len(refused) - len(remaining)
-            rejected += len(refused)
-            left += len(remaining)
+            result = resender.send(part, itertools.chain(known[end:], _in(files[number + 1 :])))
+            error = result.error
+            kept += [*result.refused, *result.remaining]
+            sent += len(part) - len(result.refused) - len(result.remaining)
+            rejected += len(result.refused)
+            left += len(result.remaining)
         _keep(letters, file, known, kept)
     return Resent(sent, rejected, left, error)
 
 
-def _send(
-    runner: asyncio.Runner, exporter: Exporter, letters: Sequence[DeadLetter], seconds: float
-) -> tuple[list[DeadLetter], list[DeadLetter], str | None]:
-    """Send dead letters; return those not sent, those rejected again, and why sending failed."""
-    outcome = runner.run(attempt(exporter, Batch.of(letter.event() for letter in letters), seconds))
-    now = rfc3339(get_clock().wall_ns() // 1000)
-    if isinstance(outcome, Sent):
-        reasons = {each.index: each.reason for each in outcome.rejected}
-        refused = [
-            DeadLetter.of(letter.event(), reasons[index], now)
-            for index, letter in enumerate(letters)
-            if index in reasons
-        ]
-        return [], refused, None
-    if outcome.problem in ("unavailable", "failed"):
-        return [*letters], [], outcome.reason
-    if len(letters) == 1:
-        return [], [DeadLetter.of(letters[0].event(), outcome.reason, now)], None
-    middle = len(letters) // 2
-    left, refused, error = _send(runner, exporter, letters[:middle], seconds)
-    if error is not None:
-        return [*left, *letters[middle:]], refused, error
-    more_left, more_refused, error = _send(runner, exporter, letters[middle:], seconds)
-    return more_left, [*refused, *more_refused], error
+def _in(files: Iterable[DeadLetterFile]) -> Iterator[DeadLetter]:
+    """Yield the dead letters in files that have not expired."""
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            yield from file.read()
+
+
+def _joined(*parts: Sequence[DeadLetter]) -> list[DeadLetter]:
+    return [letter for part in parts for letter in part]
+
+
+def _now() -> str:
+    return rfc3339(get_clock().wall_ns() // 1000)
 
 
 def _parts(letters: Sequence[DeadLetter], max_bytes: int) -> Iterator[list[DeadLetter]]:

@@ -90,7 +90,7 @@ def _count(
     """Count the rows that match each finding, in one pass over the rows and one over their stages."""
     leaves = list(dict.fromkeys(part.condition for one in findings for part in one.parts or (one,)))
     marks = {
-        one: f"{one.predicate}" if one.view is None else _is_marked(one, f'"#{one.view}"', n)
+        one: one.predicate if one.view is None else _is_marked(one, f'"#{one.view}"', n)
         for n, one in enumerate(leaves)
     }
     matches = [" AND ".join(f"({marks[part.condition]})" for part in one.parts or (one,)) for one in findings]

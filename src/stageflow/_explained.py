@@ -138,6 +138,8 @@ class Location(Struct, frozen=True, kw_only=True):
         ms: Mean time per selected row in milliseconds, on the critical path; None for an error.
         other_ms: The same for the rest.
         share: The share of the failures, or of the excess time, for which the location accounts, 0 to 1.
+        cause_share: The share of the excess time of the selected rows that match the first difference; None
+            for an error, or if nothing differs.
     """
 
     stage: str | None
@@ -149,6 +151,7 @@ class Location(Struct, frozen=True, kw_only=True):
     ms: float | None = None
     other_ms: float | None = None
     share: float
+    cause_share: float | None = None
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -189,6 +192,7 @@ class ExplanationRecord(Struct, frozen=True, kw_only=True):
     over: Literal["runs", "stages"]
     pipeline: str | None = None
     selected_are: str
+    described: str | None = None
     selection: Part
     rest: Part
     selection_compared: int
@@ -201,6 +205,7 @@ class ExplanationRecord(Struct, frozen=True, kw_only=True):
     comparisons: int
     alpha: float
     onset: str | None = None
+    onset_range: tuple[str, str] | None = None
     locations: tuple[Location, ...] = ()
     differences: tuple[Difference, ...] = ()
     effects: tuple[Difference, ...] = ()
@@ -283,17 +288,21 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
 
 
 class SameError(Struct, frozen=True, kw_only=True):
-    """The failures with the error of a run, among all runs.
+    """The runs with the error of a run: those of its `ErrorGroup`.
 
     Attributes:
         fingerprint: The `error_fingerprint`.
-        failures: The failed runs with this fingerprint, including the run; `share` is their share of all
-            failures.
+        stage: The stage that failed; None if the runs failed themselves.
+        where: The predicate over `runs` that selects them.
+        failures: The runs of the pipeline in which the same stage failed with this fingerprint, including the
+            run; `share` is their share of all failed runs.
         first_at: When the first of them started, RFC 3339.
         last_at: When the last of them started.
     """
 
     fingerprint: str
+    stage: str | None
+    where: str
     failures: Part
     first_at: str
     last_at: str

@@ -1,8 +1,8 @@
-"""Shares and durations as short texts."""
+"""Shares, durations and times as short texts."""
 
 from __future__ import annotations
 
-__all__ = ["duration", "percent"]
+__all__ = ["duration", "onset_text", "percent"]
 
 
 def percent(share: float) -> str:
@@ -29,3 +29,16 @@ def duration(ms: float | None) -> str:
     if ms is None:
         return ""
     return f"{ms / 1000:,.1f} s" if ms >= 1000 else f"{ms:.0f} ms" if ms >= 100 else f"{ms:.2g} ms"
+
+
+def onset_text(onset: str, within: tuple[str, str] | None) -> str:
+    """Return when something started, to the second, with the range of this time.
+
+    Example:
+        >>> onset_text("2026-11-27T19:31:04Z", ("2026-11-27T19:25:40.5Z", "2026-11-27T19:35:00Z"))
+        'since 2026-11-27T19:31:04Z (between 2026-11-27T19:25:40Z and 2026-11-27T19:35:00Z)'
+    """
+    since, *limits = (f"{time[:19]}Z" for time in (onset, *(within or ())))
+    if not limits or limits[0] == limits[1]:
+        return f"since {since}"
+    return f"since {since} (between {limits[0]} and {limits[1]})"

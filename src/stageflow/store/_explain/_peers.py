@@ -16,6 +16,7 @@ from ..._quantities import duration as duration_text
 from ...journal import RunRecord
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE, DATA_PATHS
+from .._error_groups import failed_with
 from .._selection import parenthesized
 from ._fields import DOCUMENTS, IDS, STAGE_FIELDS, SUBORDINATE, Column, Field, literal, quoted
 from ._run_explanation import RunExplanation
@@ -352,22 +353,30 @@ def _extreme_number(field: str, number: float, values: Floats, weights: Floats) 
 
 
 def _same_error(connection: DuckDBPyConnection, run: Record, within: str | None) -> SameError | None:
+    """Return the runs of the `ErrorGroup` to which the run belongs."""
     fingerprint = run.get("error_fingerprint")
     if fingerprint is None:
         return None
+    # A run that fails itself after a stage has failed belongs to the group of its own error.
+    stage = run.get("first_failed_stage") if run.get("outcome") in ("failed", "degraded") else None
+    where = failed_with(run.get("pipeline_name"), stage, kind=run.get("error_type"), fingerprint=fingerprint)
     weight = "greatest(coalesce(sample_rate, 1), 1)::DOUBLE"
-    same = f"FILTER (error_fingerprint = {literal(fingerprint)})"
+    same = f"FILTER ({where})"
     time = "strftime(timezone('UTC', {}(started_at) {}), '%Y-%m-%dT%H:%M:%S.%fZ')"
-    ((rows, count, total, first_at, last_at),) = connection.execute(
-        f"SELECT count(*) {same}, coalesce(sum({weight}) {same}, 0), coalesce(sum({weight}), 0), "
+    ((rows, count, failed, total, first_at, last_at),) = connection.execute(
+        f"SELECT count(*) {same}, coalesce(sum({weight}) {same}, 0), "
+        f"coalesce(sum({weight}) FILTER (failed AND {where}), 0), "
+        f"coalesce(sum({weight}) FILTER (failed), 0), "
         f"{time.format('min', same)}, {time.format('max', same)} FROM runs "
-        f"WHERE failed AND {parenthesized(within or 'TRUE')}"
+        f"WHERE {parenthesized(within or 'TRUE')}"
     ).fetchall()
-    if not rows:  # the run does not count as a failure, or the filter excludes it
+    if not rows or not total:  # the run does not count as a failure, or the filter excludes it
         return None
     return SameError(
         fingerprint=fingerprint,
-        failures=Part(rows, count, count / total),
+        stage=stage,
+        where=where,
+        failures=Part(rows, count, failed / total),
         first_at=first_at,
         last_at=last_at,
     )

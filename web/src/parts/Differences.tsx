@@ -284,6 +284,8 @@ function LocationText({
     <>
       <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
       with {duration(location.other_ms)}: {percent(location.share)} of the additional time
+      {location.cause_share !== null &&
+        `; ${percent(location.cause_share)} in the ${explanation.over} that match the first difference`}
     </>
   );
 }

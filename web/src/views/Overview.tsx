@@ -207,7 +207,7 @@ function Findings({
                 )}
                 {to && finding.view === "explore" && finding.where && finding.since && (
                   <>
-                    {" "}
+                    {" · "}
                     <Link to={runsSince(finding.where, finding.since_range?.[0] ?? finding.since)} class="nowrap">
                       Runs since then
                     </Link>

@@ -488,7 +488,7 @@ def test_run_is_compared_with_its_peers(answered: Path) -> None:
         found = store.explain_run("slow-run")
     assert found.summary == (
         "This run took 3.4 s, typically 614 ms (p50; p95 628 ms): "
-        "+2.6 s in llm, +200 ms waiting before search."
+        "+2.59 s in llm, +200 ms waiting before search."
     )
     assert (found.pipeline, found.outcome, found.peers.rows) == ("p", "ok", 299)
     assert found.duration_ms.percentile == 1.0

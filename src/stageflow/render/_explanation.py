@@ -31,6 +31,9 @@ _MAX_NAMES = 6
 _MAX_PREDICATE = 200
 """Maximum length of a predicate on a terminal."""
 
+_DIFFERENT = 0.05
+"""The time of the runs with the first difference is shown if its share differs by at least this much."""
+
 _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
 
@@ -166,7 +169,7 @@ def _location(location: Location) -> Text:
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
     times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"
-    if location.cause_share is not None:
+    if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
         times += f": {share}excess time; {percent(location.cause_share)} in the runs with difference 1"
     else:
         times += f": {share}excess time"

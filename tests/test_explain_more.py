@@ -513,6 +513,29 @@ def test_run_is_compared_with_its_peers(answered: Path) -> None:
     assert found.limitations == ()
 
 
+def test_value_that_the_runs_with_the_same_problem_share_is_unusual(tmp_path: Path) -> None:
+    runs: list[dict[str, Any]] = []
+    for n in range(300):
+        shard, is_late = f"eu-{n % 6}", n >= 200
+        is_slow = is_late and shard == "eu-4"
+        runs.append(
+            {
+                "id": f"run-{n}",
+                "ms": 3100.0 if is_slow else 100.0 + n % 7,
+                "stage_ms": {"search": 3000.0 if is_slow else 50.0 + n % 7, "llm": 40.0},
+                "stage_attributes": {"shard": shard},
+                "user": f"u{n}",
+            }
+        )
+    with EventStore(write(tmp_path / "journal", runs)) as store:
+        slow, usual = store.explain_run("run-298"), store.explain_run("run-295")
+    (first, *_) = slow.unusual
+    assert (first.field, first.value, first.similar_share) == ("llm/attributes.shard", "eu-4", 1.0)
+    assert "search/attributes.shard" in {one.field for one in slow.unusual}
+    assert slow.similar_are == "runs in which search took longer than 1.53 s"
+    assert usual.unusual == ()
+
+
 def test_failures_with_the_same_error_are_counted_with_their_weight(answered: Path) -> None:
     with EventStore(answered) as store:
         found = store.explain_run("failed-1")

@@ -266,7 +266,7 @@ class StageMeasured(Struct, frozen=True, kw_only=True):
 
 
 class UnusualValue(Struct, frozen=True, kw_only=True):
-    """A value of a run that few of its peers have.
+    """A value of a run that few of its peers have, or that most runs with the same problem have.
 
     Attributes:
         field: The field: a column of the runs, or "stage/column" for a field of a stage.
@@ -274,6 +274,8 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
         share: The share of the peers with this value, for a number with a value at least as extreme; 0 to 1.
         typical: The most frequent value of the peers, or their median.
         typical_share: The share of the peers with the most frequent value; None for a number.
+        similar_share: The share of the runs with the same problem that have this value; None unless it is
+            much higher than that of the peers.
         low: The 0.5th percentile of the peers; None unless the value is a number.
         high: The 99.5th percentile.
     """
@@ -283,6 +285,7 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
     share: float
     typical: str | float
     typical_share: float | None = None
+    similar_share: float | None = None
     low: float | None = None
     high: float | None = None
 
@@ -321,5 +324,6 @@ class RunExplanationRecord(Struct, frozen=True, kw_only=True):
     duration_ms: Measured
     stages: tuple[StageMeasured, ...] = ()
     unusual: tuple[UnusualValue, ...] = ()
+    similar_are: str | None = None
     same_error: SameError | None = None
     limitations: tuple[str, ...] = ()

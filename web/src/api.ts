@@ -340,6 +340,7 @@ export type RunExplanation = {
   duration_ms: Measured;
   stages: StageMeasured[];
   unusual: UnusualValue[];
+  similar_are: string | null;
   same_error: SameError | null;
   limitations: string[];
 };
@@ -542,13 +543,14 @@ export type Typical = {
   rows: number;
 };
 
-/** A value of a run that few of its peers have. */
+/** A value of a run that few of its peers have, or that most runs with the same problem have. */
 export type UnusualValue = {
   field: string;
   value: string | number | boolean;
   share: number;
   typical: string | number;
   typical_share: number | null;
+  similar_share: number | null;
   low: number | null;
   high: number | null;
 };

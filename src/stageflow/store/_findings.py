@@ -385,7 +385,7 @@ def _durations(
     time = "in the last quarter of the time range"
     if (possible := onset or of_failures) is not None:
         around = _rates_around(queries, selected, compared.since, possible.at)
-        # Without an onset of their own, the durations may have increased when the failures did.
+        # If the onset of slow runs is unknown, the durations may have increased when the failures did.
         if onset is not None or _ratio(around[1].p95_ms, around[0].p95_ms) >= _ratio(after, before):
             onset, time = possible, str(possible)
             before, after = (each.p95_ms for each in around)

@@ -471,7 +471,9 @@ function Explanation({
                   {typeof each.value === "number" ? measured(each.field, each.value) : value(each.value)}
                   <span class="muted">
                     {" "}
-                    ({percent(each.share)} of the other runs; typical{" "}
+                    ({each.similar_share !== null &&
+                      `${percent(each.similar_share)} of the ${explanation.similar_are}, `}
+                    {percent(each.share)} of the other runs; typical{" "}
                     {typeof each.typical === "number" ? measured(each.field, each.typical) : each.typical}
                     {each.typical_share !== null ? `, ${percent(each.typical_share)}` : ""})
                   </span>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -439,6 +440,58 @@ def test_changed_of_few_runs_is_empty(
     folder = write(tmp_path / "journal", runs)
     assert json.loads(command(folder, *arguments, "--json").splitlines()[0])["changes"] == []
     assert command(folder, *arguments)
+
+
+# ------------------------------------------------------------ an incident of two organizations
+
+
+@pytest.fixture(scope="module")
+def two_organizations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of which one in 20 is slow in `llm`; from run 2,400 on, two organizations are slow in `search`."""
+    runs: list[dict[str, Any]] = []
+    for n in range(3_600):
+        org, shard = f"o-{n % 7}", f"eu-{n // 7 % 5}"
+        is_bad = n >= 2_400 and org in ("o-2", "o-5") and shard == "eu-4"
+        search_ms, llm_ms = (3000.0 if is_bad else 50.0), (900.0 + n % 97 if n % 20 == 3 else 300.0 + n % 11)
+        runs.append(
+            {
+                "id": f"run-{n}",
+                "second": float(n),
+                "ms": search_ms + llm_ms,
+                "user": f"u{n}",
+                "stage_ms": {"search": search_ms, "llm": llm_ms},
+                "attributes": {"shard": shard, "org": org},
+                "data": {"critical_path": ["search", "llm"]},
+            }
+        )
+    return write(tmp_path_factory.mktemp("incident") / "journal", runs)
+
+
+def test_combination_includes_all_values_that_are_as_bad_and_separates_the_incident(
+    two_organizations: Path,
+) -> None:
+    with EventStore(two_organizations) as store:
+        found = store.explain_slow("runs")
+        text = store.findings(explain=True)[0].text
+    first = found.differences[0]
+    assert "attributes.shard = eu-4" in first.description
+    assert re.search(r"attributes.org in \(o-[25], o-[25]\)", first.description)
+    assert first.rate == 1
+    assert found.onset is not None
+    assert found.onset_range is not None
+    # The first slow run of the incident is the first with the shard after run 2,400.
+    earliest, latest = found.onset_range
+    assert earliest <= found.onset <= latest
+    began = next(n for n in range(2_400, 3_600) if n % 7 in (2, 5) and n // 7 % 5 == 4)
+    assert _second(earliest) <= began <= _second(latest) + 1
+    shares = {place.stage: (place.share, place.cause_share) for place in found.locations}
+    assert shares["search"][1] == pytest.approx(1, abs=0.05)
+    assert f"since {found.onset[:19]}Z" in text
+    assert "mostly" not in text
+
+
+def _second(time: str) -> float:
+    return (datetime.fromisoformat(time) - datetime(2026, 11, 1, tzinfo=UTC)).total_seconds()
 
 
 # ------------------------------------------------------------ one run

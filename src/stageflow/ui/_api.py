@@ -400,7 +400,8 @@ class Facet(Struct, frozen=True, kw_only=True):
         other: Number of rows with any other value, in the selection and in the rest.
         missing: Number of rows without a value, in the selection and in the rest.
         distinct: Approximate number of distinct values.
-        difference: Distance of the two distributions, 0 (equal) to 1 (disjoint); 0 without a selection.
+        difference: Distance of the two distributions, 0 (equal) to 1 (disjoint); 0 without a selection, or if
+            the distance can be due to chance.
     """
 
     field: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -263,7 +264,10 @@ class ExportRunner:
     # ------------------------------------------------------------ export
 
     def _event_reader(self, reader: JournalReader) -> EventReader:
-        return EventReader(reader) if self._sampler is None else SampledReader(reader, self._sampler)
+        settle_seconds = self.exporter.settle_seconds
+        if self._sampler is None:
+            return EventReader(reader, settle_seconds)
+        return SampledReader(reader, settle_seconds, self._sampler)
 
     def _export(self, runner: asyncio.Runner, reader: JournalReader, events: EventReader) -> None:
         """Export until the runner is stopped. This process holds the cursor."""
@@ -271,33 +275,40 @@ class ExportRunner:
         self.exporter.open(self.journal)
         letters = DeadLetters(rejected_directory(self.journal, self.exporter.name))
         letters.remove_from(reader.events)
-        self._resume(reader)
+        self._resume(events)
         self._expire(letters)
         if self.state.backfill is not None and not self._export_archive(runner, events, letters):
             return
-        committed_at = time.monotonic()
+        clock = runner.get_loop().time
+        committed_at = clock()
+        settled_at = math.inf  # all events that were written before the stop have settled by then
         drained = False
         while not self._stopping.is_set() or self._draining:
             first = reader.events
             stopping = self._stopping.is_set()
+            if stopping:
+                settled_at = min(settled_at, clock() + events.settling.seconds)
             drained = events.advance(now=stopping and not drained) and stopping
             read = self._read_batch(runner, events)
             if read.count:
                 delivered = self._deliver(runner, read.events) if read.events else _Delivered()
                 if delivered is None:
                     return
-                self._store(reader, letters, first, read, delivered)
-                committed_at = time.monotonic()
+                self._store(events, letters, first, read, delivered)
+                committed_at = clock()
             elif drained:
-                return
+                left = min(self._seconds_left(), settled_at - clock())
+                if events.settling.is_settled or left <= 0:
+                    return
+                runner.run(asyncio.sleep(min(_POLL_SECONDS, left)))
             elif not self._stopping.is_set():
-                if time.monotonic() - committed_at > _IDLE_COMMIT_SECONDS:
+                if clock() - committed_at > _IDLE_COMMIT_SECONDS:
                     reader.commit()  # otherwise retention would keep segments that contain only marks
-                    committed_at = time.monotonic()
+                    committed_at = clock()
                 runner.run(self._pause(_POLL_SECONDS))
 
-    def _resume(self, reader: JournalReader) -> None:
-        journal, name = self.journal, self.exporter.name
+    def _resume(self, events: EventReader) -> None:
+        reader, journal, name = events.reader, self.journal, self.exporter.name
         has_known = has_state(journal, name)
         try:
             known = load_state(journal, name)
@@ -305,6 +316,8 @@ class ExportRunner:
             self._log_once(f"the counters restart at zero: {error}")
             known, has_known = ExportState(), False
         counters, backfill = known.counters_at(reader.events), known.backfill_at(reader.events)
+        merged = known.merged_at(reader.events)
+        events.settling.resume(merged)
         if not has_known and has_pin(journal, name) and reader.events:
             # The position in the archive is lost: send the archived events from the beginning.
             from ..store import pinned_archive
@@ -327,6 +340,9 @@ class ExportRunner:
                 skipped=reader.removed_events if backfill is None else 0,
                 backfill=backfill,
                 previous_backfill=backfill,
+                settle_seconds=events.settling.seconds,
+                merged=merged,
+                previous_merged=merged,
                 consecutive_failures=0,
                 circuit="closed",
                 retry_at=None,
@@ -362,7 +378,7 @@ class ExportRunner:
                 if delivered is None:
                     return False
                 reader.count(read)
-                self._store(reader, letters, first, selected, delivered, at)
+                self._store(events, letters, first, selected, delivered, at)
                 if self._stopping.is_set() and not self._draining:
                     return False
         reader.commit()
@@ -371,10 +387,11 @@ class ExportRunner:
 
     def _read_batch(self, runner: asyncio.Runner, events: EventReader) -> Read:
         limits, reader = self.settings, events.reader
+        clock = runner.get_loop().time
         read = latest = events.read(limits.batch_events, limits.batch_bytes)
-        until = time.monotonic() + limits.batch_seconds
+        until = clock() + limits.batch_seconds
         while read.count and not self._stopping.is_set():
-            left = until - time.monotonic()
+            left = until - clock()
             count = limits.batch_events - len(read.events)
             size = limits.batch_bytes - sum(len(event.json) for event in read.events)
             if left <= 0 or count <= 0 or size <= 0 or (reader.has_more and not latest.sampled_out):
@@ -383,7 +400,7 @@ class ExportRunner:
                 runner.run(self._pause(min(_POLL_SECONDS, left)))
                 events.advance()
             latest = events.read(count, size, larger_alone=False)
-            read = Read(read.events + latest.events, read.sampled_out + latest.sampled_out)
+            read += latest
         return read
 
     def _deliver(self, runner: asyncio.Runner, events: list[ExportEvent]) -> _Delivered | None:
@@ -395,14 +412,13 @@ class ExportRunner:
         """
         delivered = _Delivered()
         parts = deque([Batch.of(events)])
+        clock = runner.get_loop().time
         failed_since, failures = 0.0, 0
         while parts:
             batch = parts[0]
-            seconds = self.settings.send_seconds
-            if self._stop_at is not None:
-                seconds = min(seconds, self._stop_at - time.monotonic())
-                if seconds <= 0:
-                    return None
+            seconds = min(self.settings.send_seconds, self._seconds_left())
+            if seconds <= 0:
+                return None
             outcome = runner.run(self._attempt(batch, seconds))
             if outcome is None:
                 return None
@@ -427,13 +443,13 @@ class ExportRunner:
                 self._succeeded()  # the target is available
             else:
                 delay = self._failed(outcome)
-                failed_since, failures = failed_since or time.monotonic(), failures + 1
+                failed_since, failures = failed_since or clock(), failures + 1
                 if self._stopping.is_set():
                     return None
                 if (
                     outcome.problem == "failed"
                     and failures >= self.settings.isolate_attempts
-                    and time.monotonic() - failed_since >= self.settings.isolate_seconds
+                    and clock() - failed_since >= self.settings.isolate_seconds
                 ):
                     if len(batch.events) > 1:
                         parts.popleft()
@@ -481,7 +497,7 @@ class ExportRunner:
 
     def _store(
         self,
-        reader: JournalReader,
+        events: EventReader,
         letters: DeadLetters,
         first: int,
         read: Read,
@@ -489,6 +505,7 @@ class ExportRunner:
         backfill: Backfill | None = None,
     ) -> None:
         """Store the rejected events, then the counters, then the position."""
+        reader = events.reader
         if delivered.rejected:
             now = rfc3339(get_clock().wall_ns() // 1000)
             letters.write(first, [DeadLetter.of(event, reason, now) for event, reason in delivered.rejected])
@@ -508,7 +525,7 @@ class ExportRunner:
                 state,
                 counters=ExportCounters(
                     read=before.read + read.count,
-                    sent=before.sent + len(read.events) - refused,
+                    sent=before.sent + len(read.events) + read.merged - refused,
                     sampled_out=before.sampled_out + read.sampled_out,
                     duplicates=before.duplicates + delivered.duplicates,
                     rejected=before.rejected + refused,
@@ -520,6 +537,8 @@ class ExportRunner:
                 previous_position=self.state.position,
                 backfill=backfill or state.backfill,
                 previous_backfill=state.backfill,
+                merged=events.settling.merged(),
+                previous_merged=state.merged,
             )
         )
         reader.commit()
@@ -595,6 +614,10 @@ class ExportRunner:
                 await self._wake.wait()
         except TimeoutError:
             pass
+
+    def _seconds_left(self) -> float:
+        """Return the time left until the limit of `stop`, in seconds; infinite if it was not called."""
+        return math.inf if self._stop_at is None else self._stop_at - time.monotonic()
 
     @staticmethod
     def _until(monotonic: float) -> float:

@@ -153,6 +153,7 @@ def test_amendment_within_the_time_is_part_of_the_span_and_a_later_one_is_a_log_
             "attributes.late.second",
         ]
     assert (state.counters.read, state.counters.sent, state.counters.rejected) == (5, 5, 0)
+    assert state.merged == {}
 
 
 def test_amendment_in_a_later_segment_is_merged(journal: Path) -> None:
@@ -218,6 +219,14 @@ def test_amendments_of_runs_that_are_not_kept_are_counted_as_sampled_out(journal
     assert 0 < len(found) < 40
     assert (counters.read, counters.sent) == (80, 2 * len(found))
     assert counters.sampled_out == 80 - counters.sent
+
+
+def test_undecided_run_waits_after_its_events_have_settled(journal: Path) -> None:
+    with ExportReceiver() as receiver, opened(journal) as sink:
+        emit(sink, stage("a", now(-10)))
+        state = exported(journal, otlp(receiver, 0.05), sampler=TailSampler(one_in=1))
+        assert spans(receiver) == []
+    assert state.counters.read == 0
 
 
 # ------------------------------------------------------------ how long an event waits

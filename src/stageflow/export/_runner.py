@@ -101,6 +101,8 @@ class ExportRunner:
             `stageflow[store]`.
         on_change: Called with the state after each attempt to send a batch, on the thread of the runner;
             default None.
+        loop_factory: Creates the event loop on which the exporter runs; default None, for that of asyncio.
+            The delays between attempts follow the clock of the loop.
 
     Attributes:
         status: "exporting"; "standby" while another process exports, which remains the status if the runner
@@ -125,6 +127,7 @@ class ExportRunner:
         backfill: bool = False,
         sampler: TailSampler | None = None,
         on_change: Callable[[ExportState], object] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         if not isinstance(exporter, Exporter):
             raise invalid_argument("ExportRunner", "exporter", exporter, "an Exporter")
@@ -138,6 +141,7 @@ class ExportRunner:
         self._backfill = backfill
         self._sampler = sampler
         self._on_change = on_change
+        self._loop_factory = loop_factory
         self._retries = Retries(self.settings)
         self._accepted: ExportEvent | None = None
         self._logged: set[str] = set()
@@ -215,7 +219,7 @@ class ExportRunner:
 
     def run(self) -> None:
         """Export on the current thread until `stop` is called."""
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             self._loop = runner.get_loop()
             try:
                 self._run(runner)
@@ -461,7 +465,7 @@ class ExportRunner:
                         parts.popleft()
                         reason = f"{outcome.reason} ({failures} attempts, while another event was accepted)"
                         delivered.rejected += [(event, reason) for event in batch.events]
-                        self._succeeded()
+                        self._close_circuit()
                         continue
                 runner.run(self._pause(delay))
                 if self._stopping.is_set() and not self._draining:
@@ -479,10 +483,19 @@ class ExportRunner:
         following = [event for part in list(parts)[1:] for event in part.events]
         of_other_runs = (event for event in following if event.run_id is None or event.run_id != run)
         other = self._accepted or next(of_other_runs, following[0] if following else None)
-        if other is None or not isinstance(runner.run(self._attempt(Batch.of([other]), seconds)), Sent):
+        if other is None or not isinstance(self._probe(runner, Batch.of([other]), seconds), Sent):
             return False
-        again = runner.run(self._attempt(parts[0], seconds))
+        again = self._probe(runner, parts[0], seconds)
         return isinstance(again, NotSent) and again.problem == "failed"
+
+    def _probe(self, runner: asyncio.Runner, batch: Batch, seconds: float) -> Sent | NotSent | None:
+        """Send a batch to find out whether the target accepts it, and count the attempt."""
+        outcome = runner.run(self._attempt(batch, seconds))
+        if isinstance(outcome, NotSent):
+            self._failed(outcome)
+        elif outcome is not None:
+            self._succeeded()
+        return outcome
 
     async def _attempt(self, batch: Batch, seconds: float) -> Sent | NotSent | None:
         """Send a batch once, and return the result; None if the time limit of `stop` interrupted it."""
@@ -551,15 +564,12 @@ class ExportRunner:
     # ------------------------------------------------------------ state
 
     def _succeeded(self) -> None:
+        self._close_circuit()
+        self.state = replace(self.state, attempts=self.state.attempts + 1, sent_at=_now())
+
+    def _close_circuit(self) -> None:
         self._retries.succeeded()
-        self.state = replace(
-            self.state,
-            attempts=self.state.attempts + 1,
-            consecutive_failures=0,
-            circuit="closed",
-            sent_at=_now(),
-            retry_at=None,
-        )
+        self.state = replace(self.state, consecutive_failures=0, circuit="closed", retry_at=None)
 
     def _failed(self, failure: NotSent) -> float:
         """Count a failed attempt, store the state, and return the delay before the next attempt."""

@@ -79,5 +79,6 @@ def serve_command(command: str, cwd: Path | None = None) -> Generator[Served]:
                 printed, _ = process.communicate(timeout=10)
             finally:
                 process.kill()
+        assert process.returncode >= 0, f"The server died of signal {-process.returncode}:\n{printed}"
         assert "Traceback" not in printed, printed
         assert "Warning" not in printed, printed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._toml import parse_toml
 from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
@@ -138,7 +139,7 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
                 near = did_you_mean(name, kind.__struct_fields__)
                 raise SettingsError(f"unknown field {name!r} at {location}{near}", origin)
     try:
-        return msgspec.convert(table, TailSampler)
+        return msgspec.convert(table, decodable(TailSampler))
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(str(error), origin) from None
 

@@ -93,6 +93,7 @@ def journal(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- the same runs everywhere
 
 
+@pytest.mark.slow
 def test_archive_and_exporters_keep_the_same_runs_while_processes_are_killed(tmp_path: Path) -> None:
     found = storm(tmp_path, 3, 30)
     assert not found.problems

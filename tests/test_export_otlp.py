@@ -404,6 +404,23 @@ def test_event_rejected_alone_is_written_to_the_dead_letter_file(journal: Path) 
     assert len([*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]) == 8
 
 
+def test_resend_finds_the_events_that_a_partial_success_does_not_identify(journal: Path) -> None:
+    def rejects_answers(request: Request) -> Answer:
+        names = [span["name"] for span in protobuf_messages([request])[TRACES]]
+        return rejects(names.count("answer"))(request)
+
+    with ExportReceiver(lambda request: Answer(400 if request.path == TRACES else 200)) as receiver:
+        url = f"http://127.0.0.1:{receiver.port}"
+        state = exported(journal, OtlpExporter(url, name="tempo"))
+        assert (state.counters.rejected, state.counters.batches) == (8, 1)
+        receiver.answer = rejects_answers
+        again = resend(journal, OtlpExporter(url, name="tempo"))
+    assert (again.sent, again.rejected, again.left) == (6, 2, 0)
+    letters = [*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]
+    assert [json.loads(bytes(letter.data))["stage_name"] for letter in letters] == ["answer", "answer"]
+    assert {letter.reason for letter in letters} == {"span too old"}
+
+
 @pytest.mark.parametrize("body", [b"\xff\xff", b"ok", b'{"partialSuccess":{"rejectedSpans":"x"}}'])
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
 def test_response_in_another_format_accepts_the_batch(journal: Path, body: bytes, encoding: str) -> None:

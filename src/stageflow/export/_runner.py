@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import logging
 import math
 import os
@@ -32,6 +34,7 @@ from ..journal import JournalReader
 from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Sent, check_name
+from ._isolation import Isolation
 from ._retries import ExportSettings, Retries
 from ._sampled import EventReader, Read, SampledReader
 from ._state import (
@@ -143,7 +146,7 @@ class ExportRunner:
         self._on_change = on_change
         self._loop_factory = loop_factory
         self._retries = Retries(self.settings)
-        self._accepted: ExportEvent | None = None
+        self._isolation = Isolation(others=1)  # not more, because a target in an outage needs few requests
         self._logged: set[str] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -436,7 +439,7 @@ class ExportRunner:
                 else:
                     delivered.rejected_unnamed += outcome.rejected_unnamed
                     delivered.message = outcome.message or delivered.message
-                self._accepted = batch.events[-1] if not outcome.rejected else self._accepted
+                self._isolation.accept(batch, outcome)
                 self._succeeded()
             elif outcome.problem not in ("unavailable", "failed"):
                 parts.popleft()
@@ -458,10 +461,14 @@ class ExportRunner:
                     if len(batch.events) > 1:
                         parts.popleft()
                         parts.extendleft(reversed(batch.halves()))
-                    elif self._accepted is None and len(parts) == 1:
+                    elif self._isolation.accepted is None and len(parts) == 1:
                         runner.run(self._pause(delay))
                         return None
-                    elif self._fails_alone(runner, parts, seconds):
+                    elif self._isolation.fails_alone(
+                        batch.events[0],
+                        (event for part in itertools.islice(parts, 1, None) for event in part.events),
+                        functools.partial(self._probe, runner, seconds),
+                    ):
                         parts.popleft()
                         reason = f"{outcome.reason} ({failures} attempts, while another event was accepted)"
                         delivered.rejected += [(event, reason) for event in batch.events]
@@ -472,23 +479,7 @@ class ExportRunner:
                     return None
         return delivered
 
-    def _fails_alone(self, runner: asyncio.Runner, parts: deque[Batch], seconds: float) -> bool:
-        """Return whether the target accepts another event, and then still fails for the first one.
-
-        The other event is one that the target accepted before, so that the order is not changed; if there is
-        none, it is the next event, preferably of another run. Without another event, an outage cannot be
-        excluded.
-        """
-        run = parts[0].events[0].run_id
-        following = [event for part in list(parts)[1:] for event in part.events]
-        of_other_runs = (event for event in following if event.run_id is None or event.run_id != run)
-        other = self._accepted or next(of_other_runs, following[0] if following else None)
-        if other is None or not isinstance(self._probe(runner, Batch.of([other]), seconds), Sent):
-            return False
-        again = self._probe(runner, parts[0], seconds)
-        return isinstance(again, NotSent) and again.problem == "failed"
-
-    def _probe(self, runner: asyncio.Runner, batch: Batch, seconds: float) -> Sent | NotSent | None:
+    def _probe(self, runner: asyncio.Runner, seconds: float, batch: Batch) -> Sent | NotSent | None:
         """Send a batch to find out whether the target accepts it, and count the attempt."""
         outcome = runner.run(self._attempt(batch, seconds))
         if isinstance(outcome, NotSent):

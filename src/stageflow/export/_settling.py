@@ -191,7 +191,7 @@ class _Writer:
 class Settling:
     """Determines up to which position the events of a journal have settled, and merges their amendments.
 
-    A wide event has settled some seconds after its recorded end, or when its writer is closed. By then, the
+    A wide event has settled `seconds` after its recorded end, or when its writer is closed. By then, the
     segments of its writer have been searched, so all amendments that are merged into it are known before the
     reader reads it. They follow the event, so they can be in a later batch, or be read by another process
     after a restart. The positions of these amendments are therefore part of the stored state of the exporter:

@@ -465,7 +465,7 @@ class ExportRunner:
                         runner.run(self._pause(delay))
                         return None
                     elif self._isolation.fails_alone(
-                        batch.events[0],
+                        parts[0].events[0],
                         (event for part in itertools.islice(parts, 1, None) for event in part.events),
                         functools.partial(self._probe, runner, seconds),
                     ):

@@ -380,6 +380,23 @@ def test_event_that_always_causes_a_server_error_is_isolated(journal: Path) -> N
     assert (counters.sent, counters.rejected) == (47, 3)
 
 
+def test_first_events_that_cause_server_errors_are_isolated(journal: Path) -> None:
+    def fails_on_poison(request: Request) -> Answer:
+        poisoned = any(line["event_id"] in ("e0", "e1", "e2") for line in request.lines)
+        return Answer(500 if poisoned else 204)
+
+    emit(journal, 0, 20)
+    with (
+        ExportReceiver(fails_on_poison) as receiver,
+        Watched(journal, HttpExporter(receiver.url, name="shop"), ISOLATING) as runner,
+    ):
+        runner.wait(exported(20))
+        assert [*dict.fromkeys(sorted(numbers(receiver)))] == [*range(3, 20)]
+        requests = len(receiver.requests)
+    assert [each for each, _ in letters_of(journal)] == ["e0", "e1", "e2"]
+    assert status(journal).attempts == requests
+
+
 def test_first_event_that_causes_a_server_error_is_isolated_after_later_events(journal: Path) -> None:
     def fails_on_poison(request: Request) -> Answer:
         # The order of the events of two writers is not defined.
@@ -781,6 +798,7 @@ def test_another_process_takes_over_within_5_seconds(program: Start, tmp_path: P
         assert {int(key[0][1:]) for key in receiver.keys().elements()} == {*range(20)}
 
 
+@pytest.mark.slow
 def test_killed_exporter_loses_nothing_and_its_counters_stay_exact(program: Start, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     dice = random.Random(7)
@@ -828,6 +846,7 @@ def test_killed_exporter_loses_nothing_and_its_counters_stay_exact(program: Star
     assert [each for each, _ in letters_of(journal)] == [f"e{number}" for number in sorted(POISON)]
 
 
+@pytest.mark.slow
 def test_no_event_is_lost_while_exporters_writers_and_the_receiver_are_killed(tmp_path: Path) -> None:
     found = storm(tmp_path, 6, 300)
     assert found.problems == []
@@ -835,6 +854,7 @@ def test_no_event_is_lost_while_exporters_writers_and_the_receiver_are_killed(tm
     assert found.killed["exporter"] > 3
 
 
+@pytest.mark.slow
 def test_memory_of_an_exporter_is_flat_while_the_receiver_is_down(program: Start, tmp_path: Path) -> None:
     more = """
 import threading, json, resource

@@ -207,7 +207,10 @@ function Findings({
                 )}
                 {to && finding.view === "explore" && finding.where && finding.since && (
                   <>
-                    {" · "}
+                    {" "}
+                    <span class="muted" aria-hidden="true">
+                      ·
+                    </span>{" "}
                     <Link to={runsSince(finding.where, finding.since_range?.[0] ?? finding.since)} class="nowrap">
                       Runs since then
                     </Link>

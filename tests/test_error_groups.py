@@ -157,13 +157,33 @@ def test_trend_counts_failures_in_twelve_parts_of_the_period(tmp_path: Path, arc
     assert once.trend == [*[0.0] * 6, 1.0, *[0.0] * 5]
 
 
-@pytest.mark.parametrize(("start", "is_new"), [(0, False), (HOUR * 0.74, False), (HOUR * 0.76, True)])
-def test_error_is_new_if_it_first_occurred_in_the_last_quarter(
+@pytest.mark.parametrize(("start", "is_new"), [(HOUR * 0.24, False), (HOUR * 0.26, True)])
+def test_error_is_not_new_in_the_first_quarter_of_the_record(
     tmp_path: Path, start: float, is_new: bool
 ) -> None:
-    runs = [*failures(2, "1:aa", start=start), *failures(1, "1:aa", "ValueError: y", start=HOUR - 2)]
-    (group,) = groups(tmp_path, runs, archived=False)
+    runs = [*failures(2, "1:aa", start=start), *failures(3, "1:bb", "ValueError: y")]
+    first, group = groups(tmp_path, runs, archived=False)
+    assert (first.fingerprint, first.is_new) == ("1:bb", False)
     assert group.is_new is is_new
+
+
+def test_error_is_new_in_a_period_if_it_did_not_occur_before(tmp_path: Path) -> None:
+    write_runs(
+        tmp_path,
+        [
+            *failures(3, "1:old"),
+            *failures(2, "1:old", "ValueError: y", start=HOUR * 0.8),
+            *failures(1, "1:new", start=HOUR * 0.85),
+        ],
+    )
+    half = period(HOUR / 2)
+    with EventStore(tmp_path) as store:
+        (change,) = store.overview(half).changes
+        everything = {group.fingerprint: group.is_new for group in store.errors()}
+        in_half = {group.fingerprint: group.is_new for group in store.errors(half)}
+        assert store.sql(f"select count(*) from runs where {change.where}").rows == [(1,)]
+    assert in_half == everything == {"1:old": False, "1:new": True}
+    assert (change.kind, change.at) == ("error", time_of(HOUR * 0.85))
 
 
 def test_period_without_a_filter_is_from_the_first_failure_until_now(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -441,6 +442,58 @@ def test_changed_of_few_runs_is_empty(
     assert command(folder, *arguments)
 
 
+# ------------------------------------------------------------ an incident of two organizations
+
+
+@pytest.fixture(scope="module")
+def two_organizations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of which one in 20 is slow in `llm`; from run 2,400 on, two organizations are slow in `search`."""
+    runs: list[dict[str, Any]] = []
+    for n in range(3_600):
+        org, shard = f"o-{n % 7}", f"eu-{n // 7 % 5}"
+        is_bad = n >= 2_400 and org in ("o-2", "o-5") and shard == "eu-4"
+        search_ms, llm_ms = (3000.0 if is_bad else 50.0), (900.0 + n % 97 if n % 20 == 3 else 300.0 + n % 11)
+        runs.append(
+            {
+                "id": f"run-{n}",
+                "second": float(n),
+                "ms": search_ms + llm_ms,
+                "user": f"u{n}",
+                "stage_ms": {"search": search_ms, "llm": llm_ms},
+                "attributes": {"shard": shard, "org": org},
+                "data": {"critical_path": ["search", "llm"]},
+            }
+        )
+    return write(tmp_path_factory.mktemp("incident") / "journal", runs)
+
+
+def test_combination_includes_all_values_that_are_as_bad_and_separates_the_incident(
+    two_organizations: Path,
+) -> None:
+    with EventStore(two_organizations) as store:
+        found = store.explain_slow("runs")
+        text = store.findings(explain=True)[0].text
+    first = found.differences[0]
+    assert "attributes.shard = eu-4" in first.description
+    assert re.search(r"attributes.org in \(o-[25], o-[25]\)", first.description)
+    assert first.rate == 1
+    assert found.onset is not None
+    assert found.onset_range is not None
+    # The first slow run of the incident is the first with the shard after run 2,400.
+    earliest, latest = found.onset_range
+    assert earliest <= found.onset <= latest
+    began = next(n for n in range(2_400, 3_600) if n % 7 in (2, 5) and n // 7 % 5 == 4)
+    assert _second(earliest) <= began <= _second(latest) + 1
+    shares = {place.stage: (place.share, place.cause_share) for place in found.locations}
+    assert shares["search"][1] == pytest.approx(1, abs=0.05)
+    assert f"since {found.onset[:19]}Z" in text
+    assert "mostly" not in text
+
+
+def _second(time: str) -> float:
+    return (datetime.fromisoformat(time) - datetime(2026, 11, 1, tzinfo=UTC)).total_seconds()
+
+
 # ------------------------------------------------------------ one run
 
 
@@ -488,7 +541,7 @@ def test_run_is_compared_with_its_peers(answered: Path) -> None:
         found = store.explain_run("slow-run")
     assert found.summary == (
         "This run took 3.4 s, typically 614 ms (p50; p95 628 ms): "
-        "+2.6 s in llm, +200 ms waiting before search."
+        "+2.59 s in llm, +200 ms waiting before search."
     )
     assert (found.pipeline, found.outcome, found.peers.rows) == ("p", "ok", 299)
     assert found.duration_ms.percentile == 1.0
@@ -511,6 +564,29 @@ def test_run_is_compared_with_its_peers(answered: Path) -> None:
     assert (tokens.value, tokens.typical, tokens.low, tokens.high) == (9000.0, 124.0, 100.0, 149.0)
     assert found.same_error is None
     assert found.limitations == ()
+
+
+def test_value_that_the_runs_with_the_same_problem_share_is_unusual(tmp_path: Path) -> None:
+    runs: list[dict[str, Any]] = []
+    for n in range(300):
+        shard, is_late = f"eu-{n % 6}", n >= 200
+        is_slow = is_late and shard == "eu-4"
+        runs.append(
+            {
+                "id": f"run-{n}",
+                "ms": 3100.0 if is_slow else 100.0 + n % 7,
+                "stage_ms": {"search": 3000.0 if is_slow else 50.0 + n % 7, "llm": 40.0},
+                "stage_attributes": {"shard": shard},
+                "user": f"u{n}",
+            }
+        )
+    with EventStore(write(tmp_path / "journal", runs)) as store:
+        slow, usual = store.explain_run("run-298"), store.explain_run("run-295")
+    (first, *_) = slow.unusual
+    assert (first.field, first.value, first.similar_share) == ("llm/attributes.shard", "eu-4", 1.0)
+    assert "search/attributes.shard" in {one.field for one in slow.unusual}
+    assert slow.similar_are == "runs in which search took longer than 1.53 s"
+    assert usual.unusual == ()
 
 
 def test_failures_with_the_same_error_are_counted_with_their_weight(answered: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,11 @@ def test_overview_states_what_is_unusual(journal: Path) -> None:
     ]
     failures, slow = found.findings
     assert "in the last quarter of the time range" in failures.text
-    assert failures.where == "failed"
-    assert slow.text.startswith("The p95 duration is 900 ms in the last quarter of the time range, up from")
-    assert slow.where is not None
+    assert (failures.where, failures.since) == ("failed", None)
+    assert slow.text.startswith(
+        "The p95 duration is 900 ms, up from 20 ms, in the last quarter of the time range"
+    )
+    assert slow.where == "duration_ms > 20.0"
 
 
 def test_findings_with_causes_name_what_affected_runs_have_in_common(journal: Path) -> None:
@@ -44,8 +46,19 @@ def test_findings_with_causes_name_what_affected_runs_have_in_common(journal: Pa
         plain, explained = store.findings(), store.findings(explain=True)
         assert plain == store.overview().findings
         assert explained == store.overview(explain=True).findings
-    assert "mostly where" not in plain[0].text
-    assert "mostly where pay/attributes.bank" in explained[0].text
+    assert "bank" not in plain[0].text
+    failures, slow = explained
+    assert (
+        "100% of the failures match pay/attributes.bank has a value: 50% of these runs fail, 0% of"
+        in failures.text
+    )
+    assert slow.text.startswith("The p95 duration is 900 ms, up from 20 ms, since ")
+    # Both are about the same incident, which started after minute 100.
+    assert failures.since is not None
+    assert (failures.since, failures.since_range) == (slow.since, slow.since_range)
+    assert after(99) <= datetime.fromisoformat(failures.since) <= after(101)
+    assert f"since {failures.since[:19]}Z" in failures.text
+    assert f"since {failures.since[:19]}Z" in slow.text
 
 
 def test_overview_lists_failures_slow_runs_and_first_sightings(journal: Path) -> None:
@@ -57,7 +70,9 @@ def test_overview_lists_failures_slow_runs_and_first_sightings(journal: Path) ->
     )
     assert all(run.outcome == "failed" and run.error is not None for run in found.failing)
     assert {run.duration_ms for run in found.slowest} == {900.0}
-    assert [(change.kind, change.label) for change in found.changes] == [("error", "error in pay")]
+    assert [(change.kind, change.label) for change in found.changes] == [
+        ("error", "failed in pay (checkout)")
+    ]
     assert found.since == found.first_at
 
 

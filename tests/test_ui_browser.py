@@ -341,7 +341,7 @@ def test_findings_without_causes_are_provisional_and_nothing_moves_when_the_caus
     before = charts.bounding_box()
     for route in held:
         route.continue_()
-    expect(findings).to_contain_text("mostly where")
+    expect(findings).to_contain_text("of the failures match")
     expect(findings).not_to_contain_text("Provisional")
     expect(findings).not_to_contain_text("Searching")
     assert charts.bounding_box() == before

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from stageflow._quantities import duration
+
 ROOT = Path(__file__).parents[1]
 WEB = ROOT / "web"
 STATIC = ROOT / "src" / "stageflow" / "ui" / "static"
@@ -54,6 +56,40 @@ def test_notices_name_every_package_of_the_page() -> None:
     assert re.findall(r"^=+\n(\S+)\n=+$", notices, re.MULTILINE) == packages
     declared = json.loads((WEB / "package.json").read_text())["dependencies"]
     assert set(packages) >= set(declared)
+
+
+DURATIONS_MS = (
+    *(0, 0.0004, 0.001, 0.05, 0.125, 0.5, 1, 9.95, 9.96, 12.34, 99.4, 99.5, 99.96, 100, 590.25, 999.4, 999.5),
+    *(1000, 1005, 1255.943, 2650, 2654.9, 2655, 9995, 12_345, 59_994, 59_995, 60_000, 125_000, 3_599_999),
+    *(3_600_000, 3_780_000, 172_799_999, 172_800_000, 1e9, -0.5, -2650, -125_000),
+)
+
+FORMAT = """
+import { readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+const [vite, source, values] = process.argv.slice(1);
+const { transformWithOxc } = await import(pathToFileURL(vite));
+const { code } = await transformWithOxc(readFileSync(source, "utf8"), source);
+const { duration } = await import("data:text/javascript," + encodeURIComponent(code));
+console.log(JSON.stringify(JSON.parse(values).map(duration)));
+"""
+
+
+def test_page_and_server_write_durations_in_the_same_way() -> None:
+    done = subprocess.run(
+        [
+            *("node", "--input-type=module", "--eval", FORMAT),
+            *(str(WEB / "node_modules/vite/dist/node/index.js"), str(WEB / "src/duration.ts")),
+            json.dumps(DURATIONS_MS),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    shown = dict(zip(DURATIONS_MS, json.loads(done.stdout), strict=True))
+    assert shown == {ms: duration(ms) for ms in DURATIONS_MS}
+    assert (shown[2650], shown[99.96], shown[125_000]) == ("2.65 s", "100 ms", "2 min 05 s")
 
 
 def test_lock_file_names_no_registry() -> None:

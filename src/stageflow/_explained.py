@@ -138,6 +138,8 @@ class Location(Struct, frozen=True, kw_only=True):
         ms: Mean time per selected row in milliseconds, on the critical path; None for an error.
         other_ms: The same for the rest.
         share: The share of the failures, or of the excess time, for which the location accounts, 0 to 1.
+        cause_share: The share of the excess time of the selected rows that match the first difference; None
+            for an error, or if nothing differs.
     """
 
     stage: str | None
@@ -149,6 +151,7 @@ class Location(Struct, frozen=True, kw_only=True):
     ms: float | None = None
     other_ms: float | None = None
     share: float
+    cause_share: float | None = None
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -189,6 +192,7 @@ class ExplanationRecord(Struct, frozen=True, kw_only=True):
     over: Literal["runs", "stages"]
     pipeline: str | None = None
     selected_are: str
+    described: str | None = None
     selection: Part
     rest: Part
     selection_compared: int
@@ -201,6 +205,7 @@ class ExplanationRecord(Struct, frozen=True, kw_only=True):
     comparisons: int
     alpha: float
     onset: str | None = None
+    onset_range: tuple[str, str] | None = None
     locations: tuple[Location, ...] = ()
     differences: tuple[Difference, ...] = ()
     effects: tuple[Difference, ...] = ()
@@ -261,7 +266,7 @@ class StageMeasured(Struct, frozen=True, kw_only=True):
 
 
 class UnusualValue(Struct, frozen=True, kw_only=True):
-    """A value of a run that few of its peers have.
+    """A value of a run that few of its peers have, or that most runs with the same problem have.
 
     Attributes:
         field: The field: a column of the runs, or "stage/column" for a field of a stage.
@@ -269,6 +274,8 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
         share: The share of the peers with this value, for a number with a value at least as extreme; 0 to 1.
         typical: The most frequent value of the peers, or their median.
         typical_share: The share of the peers with the most frequent value; None for a number.
+        similar_share: The share of the runs with the same problem that have this value; None unless it is
+            much higher than that of the peers.
         low: The 0.5th percentile of the peers; None unless the value is a number.
         high: The 99.5th percentile.
     """
@@ -278,22 +285,27 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
     share: float
     typical: str | float
     typical_share: float | None = None
+    similar_share: float | None = None
     low: float | None = None
     high: float | None = None
 
 
 class SameError(Struct, frozen=True, kw_only=True):
-    """The failures with the error of a run, among all runs.
+    """The runs with the error of a run: those of its `ErrorGroup`.
 
     Attributes:
         fingerprint: The `error_fingerprint`.
-        failures: The failed runs with this fingerprint, including the run; `share` is their share of all
-            failures.
+        stage: The stage that failed; None if the runs failed themselves.
+        where: The predicate over `runs` that selects them.
+        failures: The runs of the pipeline in which the same stage failed with this fingerprint, including the
+            run; `share` is their share of all failed runs.
         first_at: When the first of them started, RFC 3339.
         last_at: When the last of them started.
     """
 
     fingerprint: str
+    stage: str | None
+    where: str
     failures: Part
     first_at: str
     last_at: str
@@ -312,5 +324,6 @@ class RunExplanationRecord(Struct, frozen=True, kw_only=True):
     duration_ms: Measured
     stages: tuple[StageMeasured, ...] = ()
     unusual: tuple[UnusualValue, ...] = ()
+    similar_are: str | None = None
     same_error: SameError | None = None
     limitations: tuple[str, ...] = ()

@@ -128,6 +128,7 @@ export type Explanation = {
   over: "runs" | "stages";
   pipeline: string | null;
   selected_are: string;
+  described: string | null;
   selection: Part;
   rest: Part;
   selection_compared: number;
@@ -140,6 +141,7 @@ export type Explanation = {
   comparisons: number;
   alpha: number;
   onset: string | null;
+  onset_range: [string, string] | null;
   locations: Location[];
   differences: Difference[];
   effects: Difference[];
@@ -188,6 +190,7 @@ export type Finding = {
   text: string;
   where: string | null;
   since: string | null;
+  since_range: [string, string] | null;
   view: "errors" | "explore" | "runs" | "status";
 };
 
@@ -258,6 +261,7 @@ export type Location = {
   ms: number | null;
   other_ms: number | null;
   share: number;
+  cause_share: number | null;
 };
 
 /** A vertical mark in a chart over time. */
@@ -336,6 +340,7 @@ export type RunExplanation = {
   duration_ms: Measured;
   stages: StageMeasured[];
   unusual: UnusualValue[];
+  similar_are: string | null;
   same_error: SameError | null;
   limitations: string[];
 };
@@ -370,9 +375,11 @@ export type Runs = {
   sql: string;
 };
 
-/** The failures with the error of a run, among all runs. */
+/** The runs with the error of a run: those of its `ErrorGroup`. */
 export type SameError = {
   fingerprint: string;
+  stage: string | null;
+  where: string;
   failures: Part;
   first_at: string;
   last_at: string;
@@ -536,13 +543,14 @@ export type Typical = {
   rows: number;
 };
 
-/** A value of a run that few of its peers have. */
+/** A value of a run that few of its peers have, or that most runs with the same problem have. */
 export type UnusualValue = {
   field: string;
   value: string | number | boolean;
   share: number;
   typical: string | number;
   typical_share: number | null;
+  similar_share: number | null;
   low: number | null;
   high: number | null;
 };

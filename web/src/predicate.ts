@@ -130,6 +130,9 @@ export function negate(term: string): string {
 
 /** Return a short text for a term: `org_id=globex` for `org_id = 'globex'`. */
 export function label(term: string): string {
+  // The limits of all pipelines are too long to read.
+  const slowest = /^duration_ms > CASE (?:CAST\()?"?([^"\s]+?)"?(?: AS VARCHAR\))? WHEN .* END$/s.exec(term.trim());
+  if (slowest) return `slowest of each ${slowest[1]?.replace(/_name$/, "")}`;
   const text = unwrap(term);
   const missing = MISSING.exec(text);
   if (missing) return `${bare(missing[1] ?? "")} ${missing[2] ? "exists" : "is missing"}`;

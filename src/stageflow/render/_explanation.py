@@ -31,6 +31,9 @@ _MAX_NAMES = 6
 _MAX_PREDICATE = 200
 """Maximum length of a predicate on a terminal."""
 
+_DIFFERENT = 0.05
+"""The time of the runs with the first difference is shown if its share differs by at least this much."""
+
 _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
 
@@ -130,7 +133,9 @@ def _sizes(explanation: ExplanationRecord, width: int | None) -> Text:
         text.append(f" that represent {rest.count:,.0f}")
     if explanation.against is not None:
         text.append(f" ({on_one_line(explanation.against)})")
-    text.append(f"; selected: {_shortened(explanation.where, width)}")
+    # On a terminal, the words are shorter than the limits of all pipelines.
+    selected = explanation.described if width is not None else None
+    text.append(f"; selected: {selected or _shortened(explanation.where, width)}")
     if explanation.within is not None:
         text.append(f"; both restricted to {_shortened(explanation.within, width)}")
     return Text(text.plain, style=QUIET)
@@ -164,7 +169,11 @@ def _location(location: Location) -> Text:
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
     times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"
-    text.append(f"{on_one_line(location.stage)} {verb} {times}: {share}excess time", style="")
+    if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
+        times += f": {share}excess time; {percent(location.cause_share)} in the runs with difference 1"
+    else:
+        times += f": {share}excess time"
+    text.append(f"{on_one_line(location.stage)} {verb} {times}", style="")
     return text
 
 

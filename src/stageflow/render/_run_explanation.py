@@ -48,7 +48,8 @@ def draw_run_explanation(explanation: RunExplanationRecord, *, width: int | None
             lines.append(Text("* on the critical path; pct: percentile among the peers", style=QUIET))
     if explanation.unusual:
         lines += ["", Text("unusual values", style="bold")]
-        lines += [Padding(_unusual(one), (0, 0, 0, _INDENT)) for one in explanation.unusual]
+        similar = explanation.similar_are or ""
+        lines += [Padding(_unusual(one, similar), (0, 0, 0, _INDENT)) for one in explanation.unusual]
     if explanation.limitations:
         lines += ["", *(Text(text, style=QUIET) for text in explanation.limitations)]
     lines += ["", Text(f"stageflow show {on_one_line(explanation.run_id)}", style=QUIET)]
@@ -125,18 +126,18 @@ def _rank(percentile: float) -> str:
     return f"{min(99, int(100 * percentile)) if percentile < 1 else 100}"
 
 
-def _unusual(one: UnusualValue) -> Text:
+def _unusual(one: UnusualValue, similar: str) -> Text:
     text = Text(f"{on_one_line(one.field)} = {_value(one.value)}")
     if one.low is not None and one.high is not None:
         text.append(
             f": typically {_value(one.typical)} ({_value(one.low)} to {_value(one.high)})", style=QUIET
         )
     else:
-        text.append(
-            f": {percent(one.share)} of the peers; {percent(one.typical_share or 0.0)} have "
-            f"{_value(one.typical)}",
-            style=QUIET,
-        )
+        shares = [f"{percent(one.share)} of the peers"]
+        if one.similar_share is not None:
+            shares.insert(0, f"{percent(one.similar_share)} of the {on_one_line(similar)}")
+        typical = f"{percent(one.typical_share or 0.0)} have {_value(one.typical)}"
+        text.append(f": {', '.join(shares)}; {typical}", style=QUIET)
     return text
 
 

@@ -34,16 +34,15 @@ from ._columns import (
     text as text,
 )
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
-from ._comparison import (
-    FAILURE_COLUMNS as FAILURE_COLUMNS,
-    Comparison,
-    ErrorGroup,
-    Side,
-    SlowRecord,
-    failure_condition as failure_condition,
-)
+from ._comparison import Comparison, Side, SlowRecord
 from ._decider import Decider as Decider
 from ._decisions import Decision as Decision, Decisions as Decisions, SamplingCounts
+from ._error_groups import (
+    FAILURE_COLUMNS as FAILURE_COLUMNS,
+    ErrorGroup,
+    failed_with as failed_with,
+    failure_condition as failure_condition,
+)
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._explanation import Explanation
@@ -55,6 +54,7 @@ from ._explain._selected import (
     may_be_run_id as may_be_run_id,
     select as select,
 )
+from ._findings import OverviewFinding, time_range as time_range
 from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
@@ -63,13 +63,11 @@ from ._overview import (
     SUMMARY_COLUMNS as SUMMARY_COLUMNS,
     FirstSighting,
     Overview,
-    OverviewFinding,
     PipelineSummary,
     RunSummary,
     VersionSummary,
     first_sightings as first_sightings,
     run_summary as run_summary,
-    time_range as time_range,
 )
 from ._pinned import PinnedStore
 from ._queries import Rows

@@ -1,4 +1,4 @@
-"""Built-in queries for errors, the slowest runs, and comparisons."""
+"""Built-in queries for the slowest runs, and comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
-from ._columns import FAILED, text
+from ._columns import FAILED
 from ._merge import count_if, percentiles, ranked
 from ._result_list import ResultList
 from ._selection import Over
@@ -18,137 +18,12 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 __all__ = [
-    "FAILURE_COLUMNS",
     "Comparison",
-    "ErrorGroup",
     "Side",
     "SlowRecord",
     "compare",
-    "errors",
-    "failure_condition",
     "slowest",
 ]
-
-
-class ErrorGroup(Struct, frozen=True):
-    """Failures with the same error: of one stage, or of runs that failed as a whole.
-
-    Failures have the same error if they have the same `error_fingerprint`. Those without one, from earlier
-    versions, have the same error if their messages differ only in numbers and ids.
-
-    Attributes:
-        pipeline: Name of the pipeline; for a stage, the topology that it ran in.
-        stage: Name of the stage; None if the run itself failed, for example by its deadline.
-        kind: The class of the exception; for a run without an exception, its outcome ("timeout", "crashed").
-            Runs whose outcome does not count as a failure are excluded, by default those that were cancelled.
-        message: The newest message; see `messages`.
-        rows: Number of events.
-        count: The weighted number of events.
-        runs: Number of stored runs with this failure.
-        first: When the failure first occurred in the period.
-        last: When the failure last occurred.
-        examples: Ids of up to five of the newest runs with this failure.
-        fingerprint: The `error_fingerprint`, or None.
-        users: Number of different `user_id` values of these runs.
-        trend: The weighted number of events in each of 12 equal parts of the period, oldest first. The period
-            is that of the filter; by default, it starts with the first failure of any group and ends now.
-        is_new: True if the failure first occurred in the last quarter of the period.
-        messages: Number of different messages.
-    """
-
-    pipeline: str
-    stage: str | None
-    kind: str
-    message: str
-    rows: int
-    count: float
-    runs: int
-    first: datetime
-    last: datetime
-    examples: list[str]
-    fingerprint: str | None = None
-    users: int = 0
-    trend: list[float] = []
-    is_new: bool = False
-    messages: int = 1
-
-
-_EXAMPLES = 5
-_PARTS = 12
-_NEW_PARTS = 3
-"""The number of parts of a trend, and of those at its end in which a failure is new."""
-
-_NORMALIZED_MESSAGE = r"""regexp_replace(regexp_replace(message,
-    '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]+', '#', 'g'), '[0-9]+', '#', 'g')"""
-
-
-def failure_condition(of_stages: str, of_runs: str) -> str:
-    """Return the SQL condition over `events` for failures of stages, and of runs that failed themselves.
-
-    A run whose stage failed is not listed, unless the run failed for another reason as well.
-
-    Args:
-        of_stages: Condition for the stages to include.
-        of_runs: Condition for the runs to include.
-    """
-    itself = "(first_failed_stage is null or outcome <> 'failed')"
-    return f"""{FAILED} and ((type = 'stage.wide' and {of_stages})
-        or (type = 'pipeline.wide' and {itself} and {of_runs}))"""
-
-
-FAILURE_COLUMNS = """if(type = 'stage.wide', topology, pipeline_name) as pipeline, stage_name as stage,
-    coalesce(error_type, outcome, 'failed') as kind, coalesce(error, '') as message,
-    error_fingerprint as fingerprint, pipeline_run_id, user_id, ended_at, sample_rate"""
-"""SQL: the columns of `events` that describe a failure."""
-
-
-def errors(
-    connection: DuckDBPyConnection,
-    of_stages: str,
-    of_runs: str,
-    *,
-    since: str | None,
-    until: str,
-    limit: int,
-) -> list[ErrorGroup]:
-    """Return groups of failures with the same error, most frequent first.
-
-    Args:
-        connection: The connection with the views.
-        of_stages: Condition for the stages to include.
-        of_runs: Condition for the runs to include.
-        since: Start of the period; None for the first failure.
-        until: End of the period.
-        limit: Maximum number of groups.
-    """
-    start = f"epoch({text(since)}::timestamptz)" if since else "(select epoch(min(ended_at)) from failures)"
-    length = f"greatest(epoch({text(until)}::timestamptz) - {start}, 1e-6)"
-    # A failure can end after the period of the filter, which selects by the start.
-    part = f"greatest(least(floor({_PARTS} * (epoch(ended_at) - {start}) / {length}), {_PARTS - 1}), 0)"
-    trend = ", ".join(count_if(f"part = {number}") for number in range(_PARTS))
-    # Without a fingerprint, normalize each distinct message once: most failures share their message.
-    found = connection.execute(f"""
-        with failures as materialized (
-            select {FAILURE_COLUMNS} from events where {failure_condition(of_stages, of_runs)}
-        ), messages as (
-            select message, {_NORMALIZED_MESSAGE} as normalized
-            from (select distinct message from failures where fingerprint is null)
-        ), keyed as (
-            select failures.*, {part} as part,
-                if(fingerprint is null, {{'kind': kind, 'message': normalized}}, null) as key
-            from failures left join messages
-                on failures.fingerprint is null and messages.message = failures.message
-        )
-        select pipeline, stage, arg_max(kind, ended_at), arg_max(message, ended_at), count(*),
-            {count_if()} as weighted_count, count(distinct pipeline_run_id), min(ended_at), max(ended_at),
-            coalesce(arg_max(pipeline_run_id, ended_at, {_EXAMPLES}), []), fingerprint,
-            count(distinct user_id), [{trend}]::double[], min(part) >= {_PARTS - _NEW_PARTS},
-            count(distinct message)
-        from keyed group by pipeline, stage, fingerprint, key
-        order by weighted_count desc, pipeline, stage, max(ended_at) desc, fingerprint limit {limit}
-    """).fetchall()
-    groups = (ErrorGroup(pipeline or "", *rest) for pipeline, *rest in found)
-    return ResultList(groups, "draw_errors")
 
 
 class SlowRecord(Struct, frozen=True):

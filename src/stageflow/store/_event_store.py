@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from .._failures import FailureOutcomes
 from .._files import absolute_path
-from .._time import get_clock, rfc3339
 from ..errors import (
     ArchiveDamagedError,
     DamagedFileError,
@@ -28,14 +27,16 @@ from ._address import absolute_address, check_exists, default_address, read_addr
 from ._archive import Archive
 from ._columns import text
 from ._compactor import Compactor, Progress, closed_segments, sampler_of_archive
-from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
+from ._comparison import Comparison, SlowRecord, compare, slowest
+from ._error_groups import ErrorGroup, baseline, errors
 from ._explain import answer, compare_run
 from ._explain._by_pipeline import explain_by_pipeline
 from ._explain._explanation import Explanation
 from ._explain._request import ExplainOptions, Request, check_share, request_of, restriction
 from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
-from ._overview import Overview, OverviewFinding, find, look
+from ._findings import OverviewFinding, find
+from ._overview import Overview, look
 from ._queries import Queries, Rows, load_run
 from ._result_list import ResultList
 from ._rows import events_of
@@ -473,13 +474,12 @@ class EventStore:
         """
         of_stages, of_runs = (condition(over, filter, where) for over in ("stages", "runs"))
         since, until = (None, None) if filter is None else (filter.since, filter.until)
-        until = until or rfc3339(get_clock().wall_ns() // 1000)
         return self._queries.run(
             lambda cursor: errors(cursor, of_stages, of_runs, since=since, until=until, limit=limit),
             of_stages,
             predicates=[where],
             over=["stages", "runs"],
-            scope=_scope(filter),
+            scope=Scope.began_since(baseline(since)),
         )
 
     def slowest(

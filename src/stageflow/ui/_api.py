@@ -256,6 +256,7 @@ class Finding(Struct, frozen=True, kw_only=True):
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
         since: When it started, RFC 3339; None if unknown.
+        since_range: The earliest and the latest time at which it can have started; None if unknown.
         view: The view that shows the details.
     """
 
@@ -263,6 +264,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     text: str
     where: str | None
     since: str | None
+    since_range: tuple[str, str] | None
     view: Literal["explore", "runs", "errors", "status"]
 
 
@@ -398,7 +400,8 @@ class Facet(Struct, frozen=True, kw_only=True):
         other: Number of rows with any other value, in the selection and in the rest.
         missing: Number of rows without a value, in the selection and in the rest.
         distinct: Approximate number of distinct values.
-        difference: Distance of the two distributions, 0 (equal) to 1 (disjoint); 0 without a selection.
+        difference: Distance of the two distributions, 0 (equal) to 1 (disjoint); 0 without a selection, or if
+            the distance can be due to chance.
     """
 
     field: str

@@ -108,6 +108,10 @@ def _facets(cursor: DuckDBPyConnection, question: Question, snapshot: int) -> Fa
     )
 
 
+_MIN_RATIO = 2.0
+"""Two distributions differ if their distance is at least this multiple of the one expected by chance."""
+
+
 def _share(rows: int) -> int:
     return 1_000_000 if rows <= _SAMPLE else max(int(1_000_000 * _SAMPLE / rows), 1)
 
@@ -226,8 +230,13 @@ def _numbers(
 
 
 def _difference(counts: list[tuple[float, float]]) -> float:
-    """Return the total variation distance of the two distributions."""
+    """Return the total variation distance of the two distributions; 0 if it can be due to chance."""
     one, other = (math.fsum(count[side] for count in counts) for side in (0, 1))
     if not one or not other:
         return 0.0
-    return math.fsum(abs(first / one - second / other) for first, second in counts) / 2
+    distance = math.fsum(abs(first / one - second / other) for first, second in counts) / 2
+    # The expected distance of two samples of the same distribution.
+    shares = [(first + second) / (one + other) for first, second in counts]
+    spread = math.fsum(math.sqrt(share * (1 - share)) for share in shares)
+    expected = spread * math.sqrt((1 / one + 1 / other) * 2 / math.pi) / 2
+    return distance if distance >= _MIN_RATIO * expected else 0.0

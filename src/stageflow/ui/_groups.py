@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._time import epoch_us, get_clock, rfc3339
-from ..store import ErrorGroup, PinnedStore, Stat, count_if, percentiles, ranked, text
+from ..store import PinnedStore, Stat, count_if, failed_with, percentiles, ranked, text
 from ._api import ErrorRow, Errors, StageGraph, StageRow, Stages
 from ._question import Question
 from ._series import Steps, steps_of
@@ -27,7 +27,13 @@ def error_groups(store: PinnedStore, question: Question, snapshot: int) -> Error
         QueryError: The predicate is invalid.
     """
     found = store.errors(question.filter, where=question.where, limit=_MAX_ERRORS)
-    rows = tuple(ErrorRow(group=group, where=_where(group)) for group in found)
+    rows = tuple(
+        ErrorRow(
+            group=group,
+            where=failed_with(group.pipeline, group.stage, kind=group.kind, fingerprint=group.fingerprint),
+        )
+        for group in found
+    )
     first = min((group.first for group in found), default=None)
     since = question.since or (rfc3339(epoch_us(first.isoformat())) if first is not None else None)
     return Errors(
@@ -35,23 +41,6 @@ def error_groups(store: PinnedStore, question: Question, snapshot: int) -> Error
         rows=rows,
         trend_since=since,
         trend_until=question.until or rfc3339(get_clock().wall_ns() // 1000),
-    )
-
-
-def _where(group: ErrorGroup) -> str:
-    if group.stage is None:
-        if group.fingerprint is not None:
-            return f"error_fingerprint = {text(group.fingerprint)}"
-        return f"failed and pipeline_name = {text(group.pipeline)} and outcome = {text(group.kind)}"
-    same = (
-        f"error_fingerprint = {text(group.fingerprint)}"
-        if group.fingerprint is not None
-        else f"error_type = {text(group.kind)}"
-    )
-    return (
-        "pipeline_run_id in (select pipeline_run_id from stages"
-        f" where topology = {text(group.pipeline)} and stage_name = {text(group.stage)}"
-        f" and status = 'FAIL' and {same})"
     )
 
 

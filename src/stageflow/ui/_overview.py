@@ -80,6 +80,7 @@ def _findings(alerts: Iterable[dict[str, object]], found: Sequence[OverviewFindi
             text=f"The alert {alert['name']!r} is firing: {alert.get('summary')}.",
             where=None,
             since=str(since) if (since := alert.get("began")) is not None else None,
+            since_range=None,
             view="status",
         )
         for alert in alerts
@@ -91,6 +92,7 @@ def _findings(alerts: Iterable[dict[str, object]], found: Sequence[OverviewFindi
             text=finding.text,
             where=finding.where,
             since=finding.since,
+            since_range=finding.since_range,
             view=_VIEWS[finding.kind],
         )
         for finding in found

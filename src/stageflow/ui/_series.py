@@ -118,7 +118,7 @@ def _series(
         found = _group(cursor, question, steps, weighted, None, None, shift_us=_WEEK_US)
         previous = found if any(found.count) else None
     if sightings is None:
-        sightings = first_sightings(cursor, rfc3339(steps.since_us), question.until)
+        sightings = first_sightings(cursor, question.since, question.until)
     return Series(
         snapshot=snapshot,
         since=rfc3339(steps.since_us),

@@ -284,6 +284,9 @@ function LocationText({
     <>
       <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
       with {duration(location.other_ms)}: {percent(location.share)} of the additional time
+      {location.cause_share !== null &&
+        Math.abs(location.cause_share - location.share) >= 0.05 &&
+        `; ${percent(location.cause_share)} in the ${explanation.over} that match the first difference`}
     </>
   );
 }

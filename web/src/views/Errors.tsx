@@ -12,7 +12,7 @@ import { Headline } from "../parts/Headline";
 import { Empty, Panel } from "../parts/Panel";
 import { and } from "../predicate";
 import { useQuery } from "../query";
-import { Link, useParameters, viewAddress } from "../router";
+import { changed, go, Link, useParameters, viewAddress } from "../router";
 import { followedSlowly } from "../stream";
 
 export function Errors(): JSX.Element {
@@ -24,7 +24,8 @@ export function Errors(): JSX.Element {
     followedSlowly,
   );
   const { data } = query;
-  const rows = data ? distinct(data.rows) : [];
+  const order = ORDERS.find(([name]) => name === state.sort)?.[0] ?? "count";
+  const rows = data ? ordered(distinct(data.rows), order) : [];
   const sentence = data ? describe(rows) : "Errors";
 
   usePage({
@@ -58,7 +59,21 @@ export function Errors(): JSX.Element {
       <Headline text={sentence} stale={query.stale} />
       <Panel
         flush
-        title="Errors, most frequent first"
+        title="Errors"
+        actions={
+          <span class="choice" role="group" aria-label="Order">
+            {ORDERS.map(([name, title]) => (
+              <button
+                key={name}
+                type="button"
+                aria-pressed={order === name}
+                onClick={() => go(changed({ sort: name === "count" ? "" : name }), { replace: true })}
+              >
+                {title}
+              </button>
+            ))}
+          </span>
+        }
         query={query}
         height={400}
         footer={
@@ -115,6 +130,22 @@ export function Errors(): JSX.Element {
   );
 }
 
+type Order = "count" | "last" | "first";
+
+const ORDERS: [Order, title: string][] = [
+  ["count", "Most frequent"],
+  ["last", "Last seen"],
+  ["first", "Newest"],
+];
+
+/** Sort the errors; those that occurred first at the latest time are the newest. */
+function ordered(rows: ErrorRow[], order: Order): ErrorRow[] {
+  if (order === "count") return rows;
+  return [...rows].sort(
+    ({ group: one }, { group: other }) => Date.parse(other[order]) - Date.parse(one[order]),
+  );
+}
+
 function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
   const state = useParameters();
   const { group, where } = row;
@@ -123,7 +154,11 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
     <tr>
       <td>
         <div class="error-name">
-          {group.is_new && <span class="tag">new</span>}
+          {group.is_new && (
+            <span class="tag" title="It first occurred in this time range, and not before">
+              new
+            </span>
+          )}
           <strong class="mono">{group.kind}</strong>
           <Link to={viewAddress("explore", { select: where })} title="What is different about these failures">
             What is different
@@ -179,15 +214,21 @@ function distinct(rows: ErrorRow[]): ErrorRow[] {
 }
 
 function describe(rows: ErrorRow[]): string {
-  const first = rows[0];
+  const first = rows.reduce<ErrorRow | null>(
+    (most, row) => (most && most.group.count >= row.group.count ? most : row),
+    null,
+  );
   if (!first) return "No failures";
   const fresh = rows.filter(({ group }) => group.is_new);
   const total = rows.reduce((sum, { group }) => sum + group.count, 0);
-  const newest = fresh[0]
-    ? `; ${plural(fresh.length, "is", "are")} new: ${fresh
-        .slice(0, 2)
-        .map(({ group }) => `${group.kind} in ${group.stage ?? group.pipeline}`)
-        .join(", ")}`
+  const names = [...new Set(fresh.map(nameOf))];
+  const more = names.length > 3 ? ` and ${names.length - 3} more` : "";
+  const newest = fresh.length
+    ? `; ${plural(fresh.length, "is", "are")} new: ${names.slice(0, 3).join(", ")}${more}`
     : "";
-  return `${plural(rows.length, "different error")} in ${plural(total, "failure")}, most often ${first.group.kind} in ${first.group.stage ?? first.group.pipeline}${newest}`;
+  return `${plural(rows.length, "different error")} in ${plural(total, "failure")}, most often ${nameOf(first)}${newest}`;
+}
+
+function nameOf({ group }: ErrorRow): string {
+  return `${group.kind} in ${group.stage ?? group.pipeline}`;
 }

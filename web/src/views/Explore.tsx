@@ -342,7 +342,8 @@ function describe(
     parts.push(
       `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
     );
-  } else if (select !== "failed") parts.push(withTimes(splitTerms(select).map(label).join(", ")));
+  } else if (select !== "failed")
+    parts.push(compared?.explanation.described ?? withTimes(splitTerms(select).map(label).join(", ")));
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);

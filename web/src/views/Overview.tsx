@@ -15,7 +15,7 @@ import { RunTable } from "../parts/RunTable";
 import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
 import { and } from "../predicate";
 import { useQuery } from "../query";
-import { Link, type Parameters, useParameters, viewAddress } from "../router";
+import { Link, type Parameters, parameters, useParameters, viewAddress } from "../router";
 import { useStore } from "../store";
 import { followedSlowly, snapshot } from "../stream";
 
@@ -205,6 +205,17 @@ function Findings({
                         : `Show the ${finding.view}`}
                   </Link>
                 )}
+                {to && finding.view === "explore" && finding.where && finding.since && (
+                  <>
+                    {" "}
+                    <span class="muted" aria-hidden="true">
+                      ·
+                    </span>{" "}
+                    <Link to={runsSince(finding.where, finding.since_range?.[0] ?? finding.since)} class="nowrap">
+                      Runs since then
+                    </Link>
+                  </>
+                )}
                 {index === 0 && pending && (
                   <span class="muted nowrap" role="status">
                     {" "}
@@ -237,6 +248,11 @@ function address(finding: Finding): string | null {
   if (view === "explore") return where ? viewAddress("explore", { select: where }) : viewAddress("explore");
   if (view === "status") return viewAddress("status");
   return where ? viewAddress(view, { where }) : viewAddress(view);
+}
+
+/** The affected runs from the start of a finding until the end of the time range of the page. */
+function runsSince(where: string, since: string): string {
+  return viewAddress("runs", { where: and(parameters.value.where, where), since });
 }
 
 const KINDS: Record<Mark["kind"], string> = { version: "new version", error: "new error", alert: "alert" };

@@ -397,8 +397,9 @@ function Explanation({
       <div class="body stack">
         {same && (
           <p>
-            <Link to={viewAddress("runs", { where: `error_fingerprint = ${literal(same.fingerprint)}` })}>
+            <Link to={viewAddress("runs", { where: same.where, since: "", until: "" })}>
               {plural(same.failures.count, "run")} failed with the same error
+              {same.stage ? ` in ${same.stage}` : ""}
             </Link>{" "}
             ({percent(same.failures.share)} of all failures), first <Ago at={same.first_at} />, last{" "}
             <Ago at={same.last_at} />.
@@ -470,7 +471,9 @@ function Explanation({
                   {typeof each.value === "number" ? measured(each.field, each.value) : value(each.value)}
                   <span class="muted">
                     {" "}
-                    ({percent(each.share)} of the other runs; typical{" "}
+                    ({each.similar_share !== null &&
+                      `${percent(each.similar_share)} of the ${explanation.similar_are}, `}
+                    {percent(each.share)} of the other runs; typical{" "}
                     {typeof each.typical === "number" ? measured(each.field, each.typical) : each.typical}
                     {each.typical_share !== null ? `, ${percent(each.typical_share)}` : ""})
                   </span>
@@ -489,10 +492,10 @@ function Explanation({
   );
 }
 
-/** Whether a difference is at least a fiftieth of the run, or rare among other runs. */
+/** Whether a difference is at least a fiftieth of the run, or a five-hundredth and rare among other runs. */
 function matters(each: Measured, more: number, { duration_ms: whole, peers }: RunExplanation): boolean {
   const isRare = peers.rows >= 20 && more > 0 && (each.percentile ?? 0) > 0.95;
-  return isRare || (more !== 0 && Math.abs(more) >= (whole.value ?? 0) / 50);
+  return more !== 0 && Math.abs(more) >= (whole.value ?? 0) / (isRare ? 500 : 50);
 }
 
 function excess(each: Measured): number {

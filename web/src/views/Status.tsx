@@ -462,5 +462,5 @@ function describe(data: Data): string {
   ].filter(Boolean);
   if (problems.length) return problems.join(", ");
   const open = data.writers.filter((writer) => writer.open).length;
-  return `No problems; ${open ? plural(open, "process is writing", "processes are writing") : "no process is writing now"}`;
+  return `stageflow itself has no problems: no alert is firing, nothing is lost or damaged; ${open ? plural(open, "process is writing", "processes are writing") : "no process is writing now"}`;
 }

@@ -15,6 +15,7 @@ from ..._time import rfc3339
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE
 from ._fields import Column, attribute_role, quoted
+from ._onset import find_onset
 from ._sample import Floats, Population, Sample
 
 if TYPE_CHECKING:
@@ -155,38 +156,10 @@ def _onset(
     """Return the time when the selection becomes more frequent, in seconds since 1970."""
     if onset is not None:
         return datetime.fromisoformat(onset).timestamp(), "onset"
-    separated = _most_different(sample)
-    return (separated, "rate") if separated is not None else (first_selected, "first row")
-
-
-def _most_different(sample: Sample) -> float | None:
-    """Return the time after which the selection is more frequent, by the likelihood ratio of all times."""
-    known = ~np.isnan(sample.starts)
-    order = np.argsort(sample.starts[known], kind="stable")
-    starts = sample.starts[known][order]
-    weights = sample.cohorts.weights[known][order]
-    selected = weights * sample.cohorts.selected[known][order]
-    begins = np.flatnonzero(np.diff(starts) > 0) + 1  # the first row of each later time
-    if not len(begins):
-        return None
-    all_before, selected_before = np.cumsum(weights)[begins - 1], np.cumsum(selected)[begins - 1]
-    all_after, selected_after = weights.sum() - all_before, selected.sum() - selected_before
-    rises = selected_after / all_after > selected_before / all_before
-    if not rises.any():
-        return None
-
-    def likelihood(part: Floats, whole: Floats) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            terms = part * np.log(part / whole) + (whole - part) * np.log(1 - part / whole)
-        return np.nan_to_num(terms)
-
-    none = likelihood(np.array([selected.sum()]), np.array([weights.sum()]))
-    gain = 2 * (likelihood(selected_before, all_before) + likelihood(selected_after, all_after) - none)
-    # Weights and clusters reduce the number of independent rows.
-    independent = sample.cohorts.design_effect * float((weights**2).sum() / weights.sum())
-    best = int(np.argmax(np.where(rises, gain, -np.inf)))
-    p = float(stats.chi2.sf(gain[best] / independent, 1)) * len(begins)
-    return float(starts[begins[best]]) if p <= _MAX_P else None
+    separated = find_onset(sample.starts, sample.cohorts)
+    if separated is not None and separated.p <= _MAX_P:
+        return separated.at, "rate"
+    return first_selected, "first row"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._categories import Named, single_value
-from ._comparing import FieldValues, find_in
+from ._comparing import FieldValues, find_in, find_set
 from ._fields import Condition
 from ._finding import Finding, Tested
 from ._orders import find_orders
@@ -193,7 +193,7 @@ def find_combinations(
     if any(0.0 in cohorts.subset(rows).totals for rows in (half, ~half)):
         return untested
     search = _Search(values, tables, cohorts, half)
-    groups = search.promising()
+    groups = [search.widened(group) for group in search.promising()]
     tested = []
     for group in groups:
         parts = search.findings(group, half)
@@ -231,6 +231,8 @@ class _Search:
     ) -> None:
         self._cohorts = cohorts
         self._half = half
+        self._values = {one.field.name: one for one in values}
+        self._tables = tables
         self._rows = np.flatnonzero(half)
         self._weights, self._selected = cohorts.weights[half], cohorts.selected[half]
         total = float(self._weights[self._selected].sum())
@@ -320,6 +322,28 @@ class _Search:
             if len(chosen) == _MAX_TESTED:
                 break
         return chosen
+
+    def widened(self, group: _Group) -> _Group:
+        """Return a group whose conditions on one value include the other values that are as bad.
+
+        Two organizations with the same problem are one combination, and not one of them by chance.
+        """
+        for n, one in enumerate(group.conditions):
+            others = [other.mask for other in group.conditions if other is not one]
+            rows = np.asarray(np.logical_and.reduce([self._half, *others]))
+            single = one.find(rows)
+            if single is None or single.shape != "value":
+                continue
+            found = find_set(rows, self._values[one.field], self._tables[one.field], self._cohorts)
+            if found is None or not found.mask[one.mask].all():
+                continue
+            conditions = list(group.conditions)
+            conditions[n] = _Condition(one.field, partial(_found, found), found.mask)
+            wider = replace(group, conditions=tuple(conditions))
+            gain = self._deviance(wider.mask)
+            if gain >= _MIN_GAIN * self._deviance(group.mask) and self._gains(wider):
+                group = replace(wider, gain=gain)
+        return group
 
     def findings(self, group: _Group, rows: Mask) -> list[Finding]:
         """Return the conditions of a group; the limits of a number fit the other conditions in some rows."""

@@ -17,7 +17,7 @@ from ._sample import Cohorts, Floats, Mask
 from ._significance import counts_of_masks
 from ._values import ValueTable
 
-__all__ = ["FieldValues", "compare_field", "find_in"]
+__all__ = ["FieldValues", "compare_field", "find_in", "find_set"]
 
 
 _MAX_CATEGORIES = 2_000
@@ -138,3 +138,21 @@ def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: 
     if values.numbers is not None and values.field.is_time:
         findings += find_calendar(values.field, np.where(rows, values.numbers, np.nan), cohorts)[0]
     return [one for one in findings if one.shape in ("prefix", "element", "date", "weekday", "hour")]
+
+
+def find_set(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: Cohorts) -> Finding | None:
+    """Return the set of values that explains most in some of the sampled rows; None if a value is as good.
+
+    Args:
+        rows: The rows to search. The mask of the finding contains all rows.
+        values: The values in the sampled rows.
+        table: The values of the field; None if they are not compared for equality.
+        cohorts: The sampled rows.
+    """
+    if table is None or values.hashes is None:
+        return None
+    codes = table.codes(values.hashes)
+    counted = table.recounted(codes, cohorts, rows)
+    found = find_categories(Named.of(values.field), counted, codes, cohorts.design_effect)[0]
+    sets = [one for one in found if one.shape == "values"]
+    return max(sets, key=lambda one: one.score, default=None)

@@ -19,6 +19,8 @@ class Explanation(ExplanationRecord, frozen=True, kw_only=True):
         over: "runs" or "stages".
         pipeline: The pipeline whose rows are compared; None for those of all pipelines.
         selected_are: What the selected rows are: "failures", "slow runs", "selected runs".
+        described: The selection in words, if `where` contains a limit for each value of a field: "the slowest
+            5% of each pipeline"; otherwise None.
         selection: All selected rows, and the number that they represent.
         rest: All rows of the rest, and the number that they represent.
         selection_compared: Number of selected rows of which numbers and combinations were compared: all of
@@ -33,6 +35,8 @@ class Explanation(ExplanationRecord, frozen=True, kw_only=True):
         alpha: Maximum q-value of a difference.
         onset: When the selection starts to be more frequent among the rows of the first difference, RFC 3339;
             None if time makes no difference.
+        onset_range: The earliest and the latest time that the onset can be, with a confidence of about 95%,
+            RFC 3339; None if it is unknown.
         locations: Where the selection differs; the most important location is first.
         differences: Possible causes, ordered by the deviance that each adds to those above it.
         effects: Likely effects, such as statuses and times, if the predicate refers to results of runs.

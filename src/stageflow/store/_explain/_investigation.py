@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import structs
 
 from ..._explained import Difference, LeftOut
+from ..._time import rfc3339
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
 from .._columns import FAILED
@@ -33,12 +35,14 @@ from ._fields import (
 from ._finding import Finding, Tested
 from ._locations import find_locations
 from ._measure import measure
+from ._onset import find_onset
 from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
 from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
-from ._sample import Population, Sample, sample_rows
-from ._summary import onset_of, summarize
+from ._sample import Floats, Population, Sample, sample_rows
+from ._slow import describe_slow
+from ._summary import end_of, onset_of, summarize
 from ._totals import RowCounts, Totals, count_rows, count_totals
 
 if TYPE_CHECKING:
@@ -101,6 +105,10 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
             return investigation.explanation()
     except PREDICATE_ERRORS as error:
         raise as_query_error(connection, error, where, names) from error
+
+
+def _as_text(seconds: float) -> str:
+    return rfc3339(round(seconds * 1e6))
 
 
 def _is_true(predicate: str) -> str:
@@ -197,8 +205,11 @@ class _Investigation:
             by_role[self._is_effect(one.finding)].append(one)
         causes, effects = (rank(part, self._values, cohorts, alpha) for part in by_role.values())
         differences, likely_effects = self._differences(causes, effects)
-        onset = self._onset([one.finding for one in causes])
-        locations = find_locations(self._connection, self._sample, self._columns, self._kind_of_selection())
+        onset, onset_range = self._onset([one.finding for one in causes])
+        cause = differences[0].condition if differences else None
+        locations = find_locations(
+            self._connection, self._sample, self._columns, self._kind_of_selection(), cause
+        )
         explanation = self._explanation(
             "",
             differences,
@@ -207,28 +218,56 @@ class _Investigation:
             comparisons=sum(one.comparisons for one in (*tested, *combined)),
         )
         sql = None if differences else self._concentration()
-        explanation = structs.replace(explanation, onset=onset, locations=locations, sql=sql)
+        explanation = structs.replace(
+            explanation, onset=onset, onset_range=onset_range, locations=locations, sql=sql
+        )
         explanation = structs.replace(explanation, summary=summarize(explanation))
         return self._with_changes(explanation) if self._request.changed else explanation
 
-    def _onset(self, causes: Sequence[Finding]) -> str | None:
-        """Return when the selection becomes more frequent among the rows of the first cause."""
+    def _onset(self, causes: Sequence[Finding]) -> tuple[str | None, tuple[str, str] | None]:
+        """Return when the selection becomes more frequent in the rows of the first cause, and the range."""
         started = self._values.get("started_at")
         if not causes or started is None or started.numbers is None:
-            return None
-        first = causes[0]
+            return None, None
+        first, cohorts = causes[0], self._sample.cohorts
         if any(field.column == "started_at" for field in first.fields):
-            return onset_of(first)
+            return self._refined(first, first, started.numbers)
         found, comparisons, lowest = find_orders(
-            started.field, started.numbers, self._sample.cohorts, first.mask, outside=False
+            started.field, started.numbers, cohorts, first.mask, outside=False
         )
         if found and lowest * comparisons <= self._request.alpha:
-            return onset_of(found[0])
+            return self._refined(first, found[0], started.numbers)
         # If most of these rows are selected from the start, they begin when the cause does.
         if any(field.column == "started_at" for one in causes[1:] for field in one.fields):
-            begin = np.nanmin(started.numbers[first.mask & self._sample.cohorts.selected])
-            return f"{iso(np.floor(begin))}Z"
-        return None
+            begin = np.nanmin(started.numbers[first.mask & cohorts.selected])
+            return f"{iso(np.floor(begin))}Z", None
+        return None, None
+
+    def _refined(
+        self, cause: Finding, time: Finding, starts: Floats
+    ) -> tuple[str | None, tuple[str, str] | None]:
+        """Return the onset among the rows that meet a cause apart from its times.
+
+        The limits of a condition on the time are those of the quantiles that were searched, and therefore
+        coarse.
+        """
+        detected = onset_of(time)
+        if detected is None:
+            return None, None
+        parts = cause.parts or (cause,)
+        masks = [part.mask for part in parts if part.fields[0].column != "started_at"]
+        rows = np.asarray(np.logical_and.reduce([~np.isnan(starts), *masks]))
+        if (end := end_of(time)) is not None:
+            rows &= starts <= datetime.fromisoformat(end).timestamp()
+        onset = find_onset(starts, self._sample.cohorts, rows)
+        if onset is None:
+            return detected, None
+        # The rounded limit of the condition is as likely; the result then states one time.
+        is_likely = onset.earliest <= datetime.fromisoformat(detected).timestamp() <= onset.latest
+        return detected if is_likely else _as_text(onset.at), (
+            _as_text(onset.earliest),
+            _as_text(onset.latest),
+        )
 
     def _concentration(self) -> str | None:
         """Return a query for the clusters with most of the selected rows."""
@@ -309,6 +348,11 @@ class _Investigation:
         if is_above and self._referenced & durations and self._referenced <= durations | others:
             return f"slow {self._request.over}"
         return f"selected {self._request.over}"
+
+    def _described(self) -> str | None:
+        selection, rest = self._sample.totals
+        total = selection.count + rest.count
+        return describe_slow(str(self._request.where), selection.count / total if total else 0.0)
 
     def _differences(
         self, causes: Sequence[Ranked], effects: Sequence[Ranked]
@@ -420,6 +464,7 @@ class _Investigation:
             over=self._request.over,
             pipeline=self._request.pipeline,
             selected_are=self._kind_of_selection(),
+            described=self._described(),
             selection=selection,
             rest=rest,
             selection_compared=int(selected.sum()),

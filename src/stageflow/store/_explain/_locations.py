@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..._explained import Location, Part
 from ._fields import Column
@@ -20,11 +20,13 @@ _MAX_LOCATIONS = 5
 _MIN_SHARE = 0.05
 """Minimum share of the failures or of the excess time of a location."""
 
-_Side = tuple[Part, Part]
-
 
 def find_locations(
-    connection: DuckDBPyConnection, sample: Sample, columns: Mapping[str, Column], selected_are: str
+    connection: DuckDBPyConnection,
+    sample: Sample,
+    columns: Mapping[str, Column],
+    selected_are: str,
+    cause: str | None,
 ) -> tuple[Location, ...]:
     """Return the locations that account for the failures or for the excess time, most important first.
 
@@ -33,6 +35,7 @@ def find_locations(
         sample: The sample of the rows that are compared.
         columns: The columns of the view.
         selected_are: What the selection is: "failures", "slow runs", or anything else.
+        cause: The condition of the first difference, as a predicate over the view; None if nothing differs.
 
     Returns:
         The locations; none if the selection consists of neither failures nor slow runs.
@@ -40,7 +43,7 @@ def find_locations(
     if selected_are == "failures":
         return _of_errors(connection, sample, columns)
     if selected_are == "slow runs" and {"pipeline_run_id", "critical_path"} <= columns.keys():
-        return _of_time(connection, sample)
+        return _of_time(connection, sample, cause)
     return ()
 
 
@@ -80,7 +83,15 @@ def _of_errors(
     return tuple(locations)
 
 
-def _of_time(connection: DuckDBPyConnection, sample: Sample) -> tuple[Location, ...]:
+_Times = tuple[int, float, float, float, float]
+"""Number of rows, their weight, and the time that their stage ran, waited and was retried."""
+
+_NO_TIMES: _Times = (0, 0.0, 0.0, 0.0, 0.0)
+
+_WHATS: tuple[Literal["ran", "waited", "retried"], ...] = ("ran", "waited", "retried")
+
+
+def _of_time(connection: DuckDBPyConnection, sample: Sample, cause: str | None) -> tuple[Location, ...]:
     """Attribute the excess time to the stages on the critical path of each sampled run."""
     known = {
         name
@@ -91,47 +102,78 @@ def _of_time(connection: DuckDBPyConnection, sample: Sample) -> tuple[Location, 
     if "queue_ms" not in known:
         return ()
     delay = "coalesce(retry_after_ms, 0)" if "retry_after_ms" in known else "0"
+    # The slowest runs include the usual tail of the durations, so those with the cause are summed separately.
+    is_caused = "FALSE"
+    if cause is not None:
+        is_caused = f"pipeline_run_id IN (SELECT pipeline_run_id FROM runs WHERE {cause})"
     found = connection.execute(
         # `queue_ms` ends when the last attempt starts.
-        f"WITH times AS (SELECT pipeline_run_id, stage_name, "
+        f"WITH sampled AS MATERIALIZED (SELECT pipeline_run_id, critical_path, "
+        f'"#weight" AS weight, CASE WHEN NOT "#selected" THEN 0 WHEN {is_caused} THEN 2 ELSE 1 END AS side '
+        f"FROM {sample.table}), "
+        f"times AS (SELECT pipeline_run_id, stage_name, "
         f"sum(duration_ms) FILTER (status <> 'RETRY') AS ran, "
         f"sum(queue_ms) FILTER (status <> 'RETRY') AS queued, "
         f"coalesce(sum(duration_ms + {delay}) FILTER (status = 'RETRY'), 0) AS retried "
-        f"FROM stages WHERE pipeline_run_id IN (SELECT pipeline_run_id FROM {sample.table}) GROUP BY ALL) "
-        f'SELECT s.stage_name, r."#selected", count(*), sum(r."#weight"), sum(r."#weight" * ran), '
-        f'sum(r."#weight" * greatest(0, queued - retried)), sum(r."#weight" * least(queued, retried)) '
-        f"FROM times s JOIN {sample.table} r USING (pipeline_run_id) "
+        f"FROM stages WHERE pipeline_run_id IN (SELECT pipeline_run_id FROM sampled) GROUP BY ALL) "
+        f"SELECT s.stage_name, r.side, count(*), sum(r.weight), sum(r.weight * ran), "
+        f"sum(r.weight * greatest(0, queued - retried)), sum(r.weight * least(queued, retried)), "
+        f"(SELECT coalesce(sum(weight), 0) FROM sampled WHERE side = 2) "
+        f"FROM times s JOIN sampled r USING (pipeline_run_id) "
         f"WHERE list_contains(r.critical_path, s.stage_name) GROUP BY 1, 2"
     ).fetchall()
-    sums: dict[tuple[str, bool], tuple[int, float, float, float, float]] = {
-        (stage, bool(selected)): (rows, weight, ran or 0.0, waited or 0.0, retried or 0.0)
-        for stage, selected, rows, weight, ran, waited, retried in found
+    sums: dict[tuple[str, int], _Times] = {
+        (stage, side): (rows, weight, ran or 0.0, waited or 0.0, retried or 0.0)
+        for stage, side, rows, weight, ran, waited, retried, _ in found
     }
-    totals = sample.cohorts.totals
-    nothing = (0, 0.0, 0.0, 0.0, 0.0)
-    excesses: list[tuple[float, str, Literal["ran", "waited", "retried"], float, float]] = []
-    kinds: tuple[Literal["ran", "waited", "retried"], ...] = ("ran", "waited", "retried")
-    for stage in dict.fromkeys(stage for stage, _ in sums):
-        here, others = sums.get((stage, True), nothing), sums.get((stage, False), nothing)
-        for n, what in enumerate(kinds):
-            ms, other_ms = round(here[n + 2] / totals[0], 3), round(others[n + 2] / totals[1], 3)
-            excesses.append((ms - other_ms, stage, what, ms, other_ms))
-    excesses.sort(key=lambda one: (-one[0], one[1]))
-    total = sum(excess for excess, *_ in excesses if excess > 0)
+    stages = list(dict.fromkeys(stage for stage, _ in sums))
+    selection, rest = sample.cohorts.totals
+    caused = float(found[0][-1]) if found else 0.0
+
+    def excesses(sides: tuple[int, ...], total: float) -> dict[_Place, _Excess]:
+        """Return the mean times of the stages on some sides, and their excess over the rest."""
+        means: dict[_Place, _Excess] = {}
+        for stage in stages:
+            others = sums.get((stage, 0), _NO_TIMES)
+            for n, what in enumerate(_WHATS, 2):
+                here = sum(float(sums.get((stage, side), _NO_TIMES)[n]) for side in sides)
+                ms, other_ms = round(here / total, 3), round(others[n] / rest, 3)
+                means[stage, what] = _Excess(ms - other_ms, ms, other_ms)
+        return means
+
+    found_excesses = excesses((1, 2), selection)
+    of_caused = excesses((2,), caused) if caused else {}
+    ordered = sorted(found_excesses.items(), key=lambda one: (-one[1].excess, one[0][0]))
+    total, total_caused = (
+        sum(one.excess for one in each.values() if one.excess > 0) for each in (found_excesses, of_caused)
+    )
     locations = []
-    for excess, stage, what, ms, other_ms in excesses[:_MAX_LOCATIONS]:
-        if total <= 0 or excess / total < _MIN_SHARE:
-            break
-        here, others = sums.get((stage, True), nothing), sums.get((stage, False), nothing)
+    for (stage, what), (excess, ms, other_ms) in ordered:
+        share = max(0.0, excess) / total if total else 0.0
+        cause_share = max(0.0, of_caused[stage, what].excess) / total_caused if total_caused else None
+        if max(share, cause_share or 0.0) < _MIN_SHARE:
+            continue
+        sides = [sums.get((stage, side), _NO_TIMES) for side in (0, 1, 2)]
+        rows, weight = sides[1][0] + sides[2][0], sides[1][1] + sides[2][1]
         locations.append(
             Location(
                 stage=stage,
                 what=what,
-                selection=Part(here[0], here[1], here[1] / totals[0]),
-                rest=Part(others[0], others[1], others[1] / totals[1]),
+                selection=Part(rows, weight, weight / selection),
+                rest=Part(sides[0][0], sides[0][1], sides[0][1] / rest),
                 ms=ms,
                 other_ms=other_ms,
-                share=excess / total,
+                share=share,
+                cause_share=cause_share,
             )
         )
-    return tuple(locations)
+    return tuple(locations[:_MAX_LOCATIONS])
+
+
+_Place = tuple[str, Literal["ran", "waited", "retried"]]
+
+
+class _Excess(NamedTuple):
+    excess: float
+    ms: float
+    other_ms: float

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
 from msgspec import structs
+from scipy import stats
 
 from ..._explained import Measured, Part, SameError, StageMeasured, UnusualValue
 from ..._quantities import duration as duration_text
 from ...journal import RunRecord
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE, DATA_PATHS
+from .._error_groups import failed_with
 from .._selection import parenthesized
 from ._fields import DOCUMENTS, IDS, STAGE_FIELDS, SUBORDINATE, Column, Field, literal, quoted
 from ._run_explanation import RunExplanation
@@ -40,6 +43,13 @@ _MIN_PEERS = 20
 """Minimum number of peers for an unusual value; `_MIN_PEERS_OF_NUMBER` for a number."""
 
 _MIN_PEERS_OF_NUMBER = 100
+
+_MIN_SIMILAR, _MIN_LIFT, _MAX_P = 5, 3.0, 1e-4
+"""A value is also unusual if at least this number of runs with the same problem have it, if it is this many
+times as frequent among them as among the peers, and if that is less likely than this by chance."""
+
+_SLOW = 0.9
+"""The percentile from which on a stage took long, if it took at least twice as long as the median."""
 
 _MAX_UNUSUAL = 20
 
@@ -73,12 +83,15 @@ def compare_with_peers(
         f"{of_pipeline} AND coalesce(outcome, if(status = 'OK', 'ok', 'failed')) = 'ok' "
         f"AND pipeline_run_id <> {literal(run['event_id'])} AND {parenthesized(within or 'TRUE')}"
     )
+    same_error = _same_error(connection, run, within)
     with _copied(connection, condition) as table:
         fetched: dict[str, Any] = connection.execute(
             f'SELECT duration_ms, "#weight" FROM {table}'
         ).fetchnumpy()
         weights = fetched["#weight"]
         peers = Part(len(weights), float(weights.sum()), 1.0 if len(weights) else 0.0)
+        stages = tuple(_stages(connection, table, record))
+        similar = _similar(same_error, stages, of_pipeline)
         duration = _measured(_as_number(run.get("duration_ms")), _plain(fetched["duration_ms"]), weights)
         explanation = RunExplanation(
             run_id=str(run["event_id"]),
@@ -89,9 +102,10 @@ def compare_with_peers(
             error=run.get("error"),
             peers=peers,
             duration_ms=duration,
-            stages=tuple(_stages(connection, table, record)),
-            unusual=tuple(_unusual(connection, table, record)),
-            same_error=_same_error(connection, run, within),
+            stages=stages,
+            unusual=tuple(_unusual(connection, table, record, similar, within)),
+            similar_are=similar.description if similar is not None else None,
+            same_error=same_error,
             limitations=tuple(_limitations(peers.rows)),
         )
     return structs.replace(explanation, summary=_summary(explanation, run.get("first_failed_stage")))
@@ -230,7 +244,57 @@ def _times(record: RunRecord, stage: Record) -> dict[str, float | None]:
 # ------------------------------------------------------------ values
 
 
-def _unusual(connection: DuckDBPyConnection, table: str, record: RunRecord) -> list[UnusualValue]:
+@dataclass(frozen=True)
+class _Similar:
+    """The runs with the same problem.
+
+    Attributes:
+        condition: The condition over `runs`.
+        description: What they are.
+    """
+
+    condition: str
+    description: str
+
+
+def _similar(
+    same_error: SameError | None, stages: Sequence[StageMeasured], of_pipeline: str
+) -> _Similar | None:
+    """Return the runs with the same error, or in which the same stage took much longer; None for neither."""
+    if same_error is not None:
+        return _Similar(same_error.where, "runs with the same error")
+    # Many peers can have the same problem, so that the 95th percentile is as high.
+    slow = [
+        one
+        for one in stages
+        if (one.ran_ms.percentile or 0.0) >= _SLOW and one.ran_ms.excess >= (one.ran_ms.p50 or 0.0)
+    ]
+    if not slow:
+        return None
+    longest = max(slow, key=lambda one: one.ran_ms.excess)
+    limit = (longest.ran_ms.p50 or 0.0) + longest.ran_ms.excess / 2
+    return _Similar(
+        f"{of_pipeline} AND pipeline_run_id IN (SELECT pipeline_run_id FROM stages WHERE stage_name = "
+        f"{literal(longest.stage)} AND status <> 'RETRY' AND duration_ms >= {limit!r})",
+        f"runs in which {longest.stage} took longer than {duration_text(limit)}",
+    )
+
+
+def _unusual(
+    connection: DuckDBPyConnection,
+    table: str,
+    record: RunRecord,
+    similar: _Similar | None,
+    within: str | None,
+) -> list[UnusualValue]:
+    if similar is not None:
+        # The rows with the same problem are counted as the selection.
+        connection.execute(
+            f"INSERT INTO {table} SELECT *, TRUE, greatest(coalesce(sample_rate, 1), 1)::DOUBLE FROM runs "
+            f"WHERE {parenthesized(similar.condition)} AND {parenthesized(within or 'TRUE')} "
+            f"AND pipeline_run_id <> {literal(record.run['event_id'])} "
+            f"ORDER BY started_at DESC, event_id LIMIT {_MAX_PEERS}"
+        )
     found = _unusual_of(connection, table, "runs", {"": record.run})
     stages = {
         name: stage
@@ -239,7 +303,7 @@ def _unusual(connection: DuckDBPyConnection, table: str, record: RunRecord) -> l
     }
     if stages:
         found += _unusual_of(connection, table, "stages", stages)
-    found.sort(key=lambda one: (one.share, one.field))
+    found.sort(key=lambda one: (one.share / (one.similar_share or 1.0), one.field))
     return found[:_MAX_UNUSUAL]
 
 
@@ -282,12 +346,12 @@ def _unusual_of(
         for name, record in own.items():
             value = _own_value(column.name, record)
             if isinstance(value, str | bool) and name in by_stage:
-                found += _rare_value(_field_name(name, column), value, by_stage[name])
+                found += _unusual_value(_field_name(name, column), value, by_stage[name])
     numbers = [column for column in columns if column.is_number]
     if numbers:
         copied = ", ".join(f"{quoted(column.name)}::DOUBLE AS n{n}" for n, column in enumerate(numbers))
         fetched: dict[str, Any] = connection.execute(
-            f'SELECT {copied}, "#weight"{stage} FROM {source}'
+            f'SELECT {copied}, "#weight"{stage} FROM {source} WHERE NOT "#selected"'
         ).fetchnumpy()
         stage_names = np.asarray(fetched["#stage"], dtype=object) if stage else None
         for n, column in enumerate(numbers):
@@ -315,7 +379,7 @@ def _own_value(column: str, record: Record) -> Any:
     return value
 
 
-def _rare_value(field: str, value: str | bool, table: ValueTable) -> Iterable[UnusualValue]:
+def _unusual_value(field: str, value: str | bool, table: ValueTable) -> Iterable[UnusualValue]:
     counts, rows = table.counts.weight[1], table.counts.rows[1]
     total = float(counts.sum())
     if rows.sum() < _MIN_PEERS:
@@ -326,7 +390,15 @@ def _rare_value(field: str, value: str | bool, table: ValueTable) -> Iterable[Un
     # A rare value is unusual only if most peers have a frequent one: each user is rare. The run itself
     # counts as well, so that a value that no peer has is as rare as those that one peer has.
     as_rare = float(counts[rows <= rows[same].sum() + 1].sum())
-    if here / total < _RARE and as_rare / total < _RARE:
+    is_rare = here / total < _RARE and as_rare / total < _RARE
+    of_similar, similar_rows = table.counts.weight[0], table.counts.rows[0]
+    similar_share = float(of_similar[same].sum() / of_similar.sum()) if similar_rows.sum() else 0.0
+    is_shared = (
+        similar_rows[same].sum() >= _MIN_SIMILAR
+        and similar_share >= _MIN_LIFT * here / total
+        and stats.binom.sf(similar_rows[same].sum() - 1, similar_rows.sum(), here / total) < _MAX_P
+    )
+    if is_rare or is_shared:
         most = int(np.argmax(counts))
         yield UnusualValue(
             field=field,
@@ -334,6 +406,7 @@ def _rare_value(field: str, value: str | bool, table: ValueTable) -> Iterable[Un
             share=here / total,
             typical=table.texts[most],
             typical_share=float(counts[most]) / total,
+            similar_share=similar_share if is_shared else None,
         )
 
 
@@ -352,22 +425,30 @@ def _extreme_number(field: str, number: float, values: Floats, weights: Floats) 
 
 
 def _same_error(connection: DuckDBPyConnection, run: Record, within: str | None) -> SameError | None:
+    """Return the runs of the `ErrorGroup` to which the run belongs."""
     fingerprint = run.get("error_fingerprint")
     if fingerprint is None:
         return None
+    # The error of a run that timed out after a failure of a stage is that of the run.
+    stage = run.get("first_failed_stage") if run.get("outcome") in ("failed", "degraded") else None
+    where = failed_with(run.get("pipeline_name"), stage, kind=run.get("error_type"), fingerprint=fingerprint)
     weight = "greatest(coalesce(sample_rate, 1), 1)::DOUBLE"
-    same = f"FILTER (error_fingerprint = {literal(fingerprint)})"
+    same = f"FILTER ({where})"
     time = "strftime(timezone('UTC', {}(started_at) {}), '%Y-%m-%dT%H:%M:%S.%fZ')"
-    ((rows, count, total, first_at, last_at),) = connection.execute(
-        f"SELECT count(*) {same}, coalesce(sum({weight}) {same}, 0), coalesce(sum({weight}), 0), "
+    ((rows, count, failed, total, first_at, last_at),) = connection.execute(
+        f"SELECT count(*) {same}, coalesce(sum({weight}) {same}, 0), "
+        f"coalesce(sum({weight}) FILTER (failed AND {where}), 0), "
+        f"coalesce(sum({weight}) FILTER (failed), 0), "
         f"{time.format('min', same)}, {time.format('max', same)} FROM runs "
-        f"WHERE failed AND {parenthesized(within or 'TRUE')}"
+        f"WHERE {parenthesized(within or 'TRUE')}"
     ).fetchall()
-    if not rows:  # the run does not count as a failure, or the filter excludes it
+    if not rows or not total:  # the run does not count as a failure, or the filter excludes it
         return None
     return SameError(
         fingerprint=fingerprint,
-        failures=Part(rows, count, count / total),
+        stage=stage,
+        where=where,
+        failures=Part(rows, count, failed / total),
         first_at=first_at,
         last_at=last_at,
     )

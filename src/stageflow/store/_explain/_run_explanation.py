@@ -22,7 +22,10 @@ class RunExplanation(RunExplanationRecord, frozen=True, kw_only=True):
         peers: The peers, and the number that they represent.
         duration_ms: The duration in milliseconds; for a run in progress, so far.
         stages: The stages that ran, in the order of their records.
-        unusual: The values that few peers have, rarest first.
+        unusual: The values that few peers have, or that are much more frequent in runs with the same problem;
+            most unusual first.
+        similar_are: Which runs have the same problem, such as "runs with the same error"; None if the run has
+            no problem.
         same_error: The failures with the same error; None if the run has no `error_fingerprint`.
         limitations: What restricts the result, in sentences.
     """

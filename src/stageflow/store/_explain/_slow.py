@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from ..._quantities import percent
 from .._merge import percentiles, ranked
 from .._selection import Over, parenthesized, resolve_field
 from ._fields import literal, quoted
@@ -15,7 +17,7 @@ from ._request import Request
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["select_slow"]
+__all__ = ["describe_slow", "select_slow"]
 
 
 _MAX_GROUPS = 100
@@ -83,6 +85,23 @@ def select_slow(
     return structs.replace(
         request, where=f"duration_ms > CASE {value} {limits} END", within=" AND ".join(within) or None
     )
+
+
+_LIMITS = re.compile(r'duration_ms > CASE (?:CAST\()?"?([^"]+?)"?(?: AS VARCHAR\))? WHEN .* END', re.DOTALL)
+"""The predicate that `select_slow` returns for several values of a field."""
+
+
+def describe_slow(where: str, share: float) -> str | None:
+    """Return a predicate of `select_slow` in words; None for any other predicate.
+
+    Args:
+        where: The predicate.
+        share: The share of the rows that it selects, 0 to 1.
+    """
+    if (found := _LIMITS.fullmatch(where.strip())) is None:
+        return None
+    kind = found[1].removesuffix("_name") if found[1] in _KINDS.values() else found[1]
+    return f"the slowest {percent(share)} of each {kind}"
 
 
 def _left_out(which: str, counts: list[int], view: Over) -> str:

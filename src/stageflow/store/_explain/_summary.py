@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from ..._explained import Difference
-from ..._quantities import duration, percent
+from ..._quantities import duration, onset_text, percent
 from ._explanation import Explanation
 from ._finding import Finding
 
-__all__ = ["onset_of", "summarize"]
+__all__ = ["end_of", "onset_of", "summarize"]
 
 
 def onset_of(finding: Finding) -> str | None:
-    """Return when the selection becomes more frequent: the lower limit of a condition on `started_at`."""
+    """Return the lower limit of a condition on `started_at`, RFC 3339; None if it has none."""
+    return _limits(finding)[0]
+
+
+def end_of(finding: Finding) -> str | None:
+    """Return the upper limit of a condition on `started_at`, RFC 3339; None if it has none."""
+    return _limits(finding)[1]
+
+
+def _limits(finding: Finding) -> tuple[str | None, str | None]:
     for part in finding.parts or (finding,):
         if part.fields[0].column == "started_at":
             if part.shape == "interval":
-                low = part.value[0]
-                return str(low) if low is not None else None
+                low, high = part.value
+                return None if low is None else str(low), None if high is None else str(high)
             if part.shape == "threshold" and " > " in part.text:
-                return str(part.value)
-    return None
+                return str(part.value), None
+    return None, None
 
 
 def summarize(explanation: Explanation) -> str:
@@ -30,7 +39,7 @@ def summarize(explanation: Explanation) -> str:
     share, rates = percent(first.selection.share), _rates(explanation, first)
     sentence = f"{share} of the {explanation.selected_are} match {first} ({rates})"
     if explanation.onset is not None and "started_at" not in first.fields:
-        sentence += f", since {explanation.onset}"
+        sentence += f", {onset_text(explanation.onset, explanation.onset_range)}"
     return f"{sentence}."
 
 

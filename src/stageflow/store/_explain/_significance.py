@@ -91,7 +91,7 @@ def p_values(counts: Counts, totals: Counts, design_effect: float) -> Floats:
     if exact.any():
         a, b, n, m = (np.round(part[exact]) for part in (selected, rest, size[0], size[1]))
         drawn = (n + m, a + b, n)
-        tail = np.where(a / n > b / m, stats.hypergeom.sf(a - 1, *drawn), stats.hypergeom.cdf(a, *drawn))
+        tail = np.where(a * m > b * n, stats.hypergeom.sf(a - 1, *drawn), stats.hypergeom.cdf(a, *drawn))
         p[exact] = np.minimum(1.0, 2 * tail)  # twice the smaller tail
     return p
 

@@ -26,6 +26,7 @@ from ._backfill import (
     unpin_archive as unpin_archive,
 )
 from ._columns import (
+    ATTRIBUTE as ATTRIBUTE,
     COLUMNS as COLUMNS,
     DATA_PATHS as DATA_PATHS,
     FAILED as FAILED,
@@ -55,6 +56,7 @@ from ._explain._selected import (
     may_be_run_id as may_be_run_id,
     select as select,
 )
+from ._field_names import SYNONYMS as SYNONYMS
 from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
@@ -80,6 +82,7 @@ from ._selection import (
     as_predicate as as_predicate,
     compare_with_earlier as compare_with_earlier,
     condition as condition,
+    field_sql as field_sql,
     parenthesized as parenthesized,
     resolve_field as resolve_field,
 )

@@ -4,6 +4,9 @@ import { zone } from "./settings";
 
 const NONE = "–";
 
+/** The name of the rows in which a field has no value. */
+export const NO_VALUE = "no value";
+
 function significant(value: number, digits: number): string {
   return value.toLocaleString("en-US", { maximumSignificantDigits: digits, useGrouping: false });
 }

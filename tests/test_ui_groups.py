@@ -54,8 +54,21 @@ def test_suggested_groups_include_fields_of_stages_but_no_ids(ui: Served) -> Non
         "search/attributes.trace",
     }
     assert found["search/attributes.shard"]["kind"] == "stage field"
+    # The view of the runs has a column for each attribute of a stage, which is empty.
+    assert "attributes.shard" not in found
     # A field with one value shows nothing.
     assert found["service_version"]["usefulness"] > found["pipeline_name"]["usefulness"]
+
+
+def test_suggested_groups_of_stages(ui: Served) -> None:
+    useful = {
+        each["text"]: each["usefulness"]
+        for each in ui.get("complete", over="stages")["suggestions"]
+        if each["usefulness"] is not None
+    }
+    assert {"service_version", "attributes.shard", "stage_name"} <= set(useful)
+    assert not set(useful) & {"attributes.trace", "event_id", "request_id"}
+    assert not any("/" in name for name in useful)
 
 
 def test_values_of_a_field_of_a_stage_are_suggested(ui: Served) -> None:

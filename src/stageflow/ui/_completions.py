@@ -66,19 +66,22 @@ def complete(store: PinnedStore, question: Question, snapshot: int) -> Completio
 def _fields(cursor: DuckDBPyConnection, question: Question) -> list[Completion]:
     described = {name: str(kind) for name, kind in _described(cursor, question.over) if name not in _HIDDEN}
     shown = shown_fields(cursor, question.over)
-    names = [name for name in shown if shown[name] in _GROUPED]
-    values = _values_of(cursor, question.over, names)
-    found = [
+    values = _values_of(cursor, question.over, list(shown)).get("", {})
+    of_stages = _fields_of_stages(cursor) if question.over == "runs" else []
+    # The view of the runs has a column for each attribute of a stage too.
+    elsewhere = {each.text.partition("/")[2] for each in of_stages}
+    of_stages_only = {name for name, counts in values.items() if not counts.rows and name in elsewhere}
+    return [
         Completion(
             text=name,
             kind="field",
             type=_type(kind),
-            usefulness=_usefulness(name, values.get(("", name))),
+            usefulness=_usefulness(name, values.get(name)) if kind in _GROUPED and name in shown else None,
             synonyms=SYNONYMS.get(name, ()),
         )
         for name, kind in sorted(described.items())
-    ]
-    return found + (_fields_of_stages(cursor) if question.over == "runs" else [])
+        if name not in of_stages_only
+    ] + of_stages
 
 
 def _fields_of_stages(cursor: DuckDBPyConnection) -> list[Completion]:
@@ -88,7 +91,7 @@ def _fields_of_stages(cursor: DuckDBPyConnection) -> list[Completion]:
         for name, kind in _described(cursor, "stages")
         if name.startswith(ATTRIBUTE) or name in _OF_STAGES
     }
-    values = _values_of(cursor, "stages", list(kinds))
+    values = _values_of(cursor, "stages", list(kinds), by_stage=True)
     return [
         Completion(
             text=f"{stage}/{name}",
@@ -96,7 +99,8 @@ def _fields_of_stages(cursor: DuckDBPyConnection) -> list[Completion]:
             type=_type(kinds[name]),
             usefulness=_usefulness(name, counts) if kinds[name] in _GROUPED else None,
         )
-        for (stage, name), counts in sorted(values.items())
+        for stage, fields in sorted(values.items())
+        for name, counts in sorted(fields.items())
         if counts.rows and "/" not in stage
     ]
 
@@ -106,15 +110,19 @@ def _described(cursor: DuckDBPyConnection, over: str) -> list[tuple[str, str]]:
 
 
 class _Counts(NamedTuple):
+    """The number of rows with a value, and the number of different values."""
+
     rows: int
     distinct: int
 
 
-def _values_of(cursor: DuckDBPyConnection, over: str, names: Sequence[str]) -> dict[tuple[str, str], _Counts]:
-    """Return the number of values, and of different ones, of each stage and field in the newest rows."""
+def _values_of(
+    cursor: DuckDBPyConnection, over: str, names: Sequence[str], *, by_stage: bool = False
+) -> dict[str, dict[str, _Counts]]:
+    """Return the counts of each field in the newest rows, by stage; without stages, for an empty name."""
     if not names:
         return {}
-    stage, ended = ("stage_name", "where status <> 'RETRY'") if over == "stages" else ("''", "")
+    stage, ended = ("stage_name", "where status <> 'RETRY'") if by_stage else ("''", "")
     columns = ", ".join(map(quoted, names))
     counts = ", ".join(f"count({quoted(name)}), approx_count_distinct({quoted(name)})" for name in names)
     found = cursor.execute(f"""
@@ -122,9 +130,8 @@ def _values_of(cursor: DuckDBPyConnection, over: str, names: Sequence[str]) -> d
             select {stage} as stage, {columns} from {over} {ended} order by started_at desc limit {_NEWEST}
         ) where stage is not null group by stage""").fetchall()
     return {
-        (row[0], name): _Counts(row[1 + 2 * at], row[2 + 2 * at])
+        row[0]: {name: _Counts(row[1 + 2 * at], row[2 + 2 * at]) for at, name in enumerate(names)}
         for row in found
-        for at, name in enumerate(names)
     }
 
 

@@ -187,7 +187,7 @@ export function LineChart({
       <figcaption>
         {title && <strong>{title}</strong>}
         <span class="muted">{at ?? ""}</span>
-        {(lines.length > 1 || at ? lines : []).map((line) => (
+        {(lines.length > 1 || lines[0]?.to || at ? lines : []).map((line) => (
           <span key={line.label} class="key">
             <svg width="12" height="12" aria-hidden="true">
               <line

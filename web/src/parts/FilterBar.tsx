@@ -52,6 +52,7 @@ export function FilterBar(): JSX.Element {
   const [rejected, setRejected] = useState<Rejected | null>(null);
   const isRejected = useStore(rejectedFilter) === state.where && Boolean(state.where);
   const input = useRef<HTMLInputElement>(null);
+  const box = useRef<HTMLDivElement>(null);
   const { field, operator, prefix } = parts(text);
 
   const fields = useQuery<Completions>("filter-fields", savedPage ? null : "api/complete", {
@@ -72,6 +73,10 @@ export function FilterBar(): JSX.Element {
     ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms)
     : [];
 
+  // In a narrow window, the chips are on one line that scrolls: its end, with the text field, is visible.
+  useEffect(() => {
+    if (box.current) box.current.scrollLeft = box.current.scrollWidth;
+  }, [state.where]);
   useEffect(() => {
     setActive(-1);
     setMessage("");
@@ -200,6 +205,7 @@ export function FilterBar(): JSX.Element {
   return (
     <div class="filter" role="search">
       <div
+        ref={box}
         class="filter-box"
         onClick={(event) => event.target === event.currentTarget && input.current?.focus()}
       >

@@ -137,10 +137,12 @@ function Reason({ row }: { row: RunSummary }): JSX.Element | null {
   if (row.running.length) return <span class="is-running">{row.running.join(", ")}</span>;
   if (!row.error && !row.failed_stage) return null;
   return (
-    <>
+    <span class="reason">
       {row.failed_stage && <strong>{row.failed_stage} </strong>}
-      <bdi class={row.failed ? "is-fail" : "muted"}>{withoutStage(row.error ?? "")}</bdi>
-    </>
+      <span class={row.failed ? "is-fail" : "muted"}>
+        <Middle text={withoutStage(row.error ?? "")} title={false} />
+      </span>
+    </span>
   );
 }
 

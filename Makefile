@@ -25,7 +25,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench \
+.PHONY: help api-types ui-build screenshots test test-slow test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench \
     bench-peers format schemas constraints clean
 
 help: ## List what can be made
@@ -38,7 +38,10 @@ test: $(VENV)/.dev ui-build ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/pyright; pyright=$$?; wait $$mypy && exit $$pyright
-	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
+	$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m "not slow and not ray"
+
+test-slow: $(VENV)/.dev ui-build ## Run the tests that start a browser or many processes, or check many states
+	$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m "slow and not ray" $(ARGS)
 
 test-ray: $(VENV)/.dev ## Run the tests of stages on Ray, on a local cluster
 	RAY_USAGE_STATS_ENABLED=0 $(VENV)/bin/pytest -m ray $(ARGS) tests/test_ray.py tests/test_docs.py
@@ -55,7 +58,7 @@ mutants: $(VENV)/.dev $(MUTANTS)/.installed ## Mutate lines of the code and list
 dist: $(DIST)/.installed ## Build sdist, wheel and SBOM, and test the wheel in clean environments
 	$(DIST)/bin/python tools/dist.py $(ARGS)
 
-release: test dist ## Perform every step of a release except publishing
+release: test test-slow dist ## Perform every step of a release except publishing
 	$(DIST)/bin/python tools/dist.py --release
 
 docs: $(VENV)/.dev ## Build the documentation site in build/site; warnings are errors

@@ -66,6 +66,10 @@ def with_sorted_keys(text: str) -> str:
     def sort(keys: re.Match[str]) -> str:
         return "{" + ", ".join(sorted(re.split(r", (?='\w+'\??: )", keys[1]))) + "})"
 
+    def sort_parameters(parameters: re.Match[str]) -> str:
+        return "def (*, " + ", ".join(sorted(re.split(r", (?=\w+: )", parameters[1]))) + ") -> TypedDict("
+
+    text = re.sub(r"def \(\*, (.*?)\) -> TypedDict\(", sort_parameters, text)
     return re.sub(r"\{('\w+'\??: .*?)\}\)", sort, text)
 
 

@@ -774,6 +774,7 @@ def test_restart_sends_no_notice_twice(incident: EventStore, receiver: Receiver,
     assert receiver.kinds() == ["firing", "resolved"]
 
 
+@pytest.mark.slow
 def test_kill_causes_no_duplicate_notice(tmp_path: Path) -> None:
     found = trials(tmp_path, 0, 4)
     assert sum(trial.died for trial in found) >= 4

@@ -25,6 +25,7 @@ FOUNDATION = (
     "_quantities",
     "_drive",
     "_toml",
+    "_decodable",
     "errors",
     "_value",
     "_log",

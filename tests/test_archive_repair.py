@@ -22,6 +22,8 @@ from stageflow.cli._app import app
 from stageflow.errors import ArchiveDamagedError, QueryError
 from stageflow.store import Compactor, EventStore, check_archive, repair_archive
 
+pytestmark = pytest.mark.slow
+
 
 def command(*arguments: str | Path, code: int = 0) -> str:
     """Run a command; return what it wrote to both streams, on one line."""

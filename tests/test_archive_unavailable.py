@@ -44,6 +44,8 @@ from stageflow.errors import ArchiveAddressError, ArchiveDamagedError, DamagedFi
 from stageflow.journal import Journal, RunFilter
 from stageflow.store import Compactor, EventStore, _snapshot as snapshot, forget_archive, move_archive
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime.now(UTC)
 OLD, RECENT = timedelta(days=40), timedelta(minutes=4)
 """How long ago the archived runs started, and the runs that only the journal has."""

@@ -18,6 +18,8 @@ from stageflow import JournalSink, Pipeline, PipelineContext, StageContext
 from stageflow.observability import EventLimits
 from stageflow.store import Compactor, EventStore
 
+pytestmark = pytest.mark.slow
+
 GROUPS = {
     "sigma": ["\u03a3", "\u03c3", "\u03c2", "a\u03a3", "a\u03c2"],
     "case of one language": ["I", "\u0131", "i", "\u0130", "i\u0307"],

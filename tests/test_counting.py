@@ -15,6 +15,8 @@ from stageflow.events import BackgroundEventSink, SinkStats, set_drain_timeout, 
 from stageflow.events._delivery import DELIVERY
 from stageflow.observability import WideEventEmitter
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], Program]
 
 

@@ -26,6 +26,8 @@ from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
 from stageflow.store._address import ADDRESS_FILE, read_address
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], Program]
 
 

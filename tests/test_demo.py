@@ -24,6 +24,8 @@ from stageflow.cli.demo._corpus import LinearScan, read_corpus
 from stageflow.render import draw_explanation
 from stageflow.store import EventStore
 
+pytestmark = pytest.mark.slow
+
 RUNS = 40
 STAGES = 10
 KILLS = 5

@@ -23,6 +23,8 @@ from stageflow.cli._app import app
 from stageflow.errors import ArchiveDamagedError
 from stageflow.store import EventStore, _archive as archive, check_archive, repair_archive
 
+pytestmark = pytest.mark.slow
+
 LOG = Path("archive") / "_delta_log"
 
 

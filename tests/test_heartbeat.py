@@ -81,7 +81,7 @@ BLOCKS_THE_LOOP = """
 
 
 def heartbeats(path: Path) -> list[Json]:
-    files = [file.read_bytes() for file in sorted(path.glob("*.ndjson"))]
+    files = [file.read_bytes() for file in sorted(path.glob("[!.]*.ndjson"))]
     # The last line of a file may be incomplete while the heartbeat thread writes it.
     lines = [line for content in files for line in content.split(b"\n")[:-1]]
     return [msgspec.json.decode(line)["journal"] for line in lines if line.startswith(b'{"type":"heartbeat"')]

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from stageflow.cli._app import app
 from stageflow.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -366,6 +366,7 @@ def test_torn_last_line_is_skipped_and_counted(program: Start) -> None:
     assert (state.torn, state.quarantined, state.problems) == ([], 1, [])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)  # on a loaded machine
 def test_guarantees_hold_after_many_kills(tmp_path: Path) -> None:
     """For a longer one: `python -m tests.journal_storm 60`."""

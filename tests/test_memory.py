@@ -87,6 +87,7 @@ SOAK = """
 """
 
 
+@pytest.mark.slow
 def test_soak_of_300_000_events_does_not_leak_memory(program: Callable[[str], Program]) -> None:
     status, out, err = program(SOAK).ended()
     assert status == 0, err

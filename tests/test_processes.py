@@ -38,7 +38,7 @@ from stageflow.pipeline import Budget, Flow
 from stageflow.stages import ItemFailure, StageStatus
 from stageflow.testing import VirtualClock
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 OK, SKIP, RETRY, FAIL, CANCEL = StageStatus
 

@@ -7,6 +7,8 @@ import difflib
 import pytest
 from public_types import SNAPSHOTS, revealed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("checker", SNAPSHOTS)

@@ -20,6 +20,8 @@ from stageflow.errors import QueryError
 from stageflow.store import EventStore
 from stageflow.store._query_process import query_in_subprocess
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

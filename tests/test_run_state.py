@@ -30,7 +30,10 @@ MOST_STAGES = int(os.environ.get("RUN_STATE_STAGES", "4"))
 
 EVERY_FAMILY = "RUN_STATE_STAGES" in os.environ
 
-pytestmark = pytest.mark.timeout(0 if EVERY_FAMILY else 300)  # the long form takes as long as it takes
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(0 if EVERY_FAMILY else 300),
+]  # the long form takes as long as it takes
 
 GOOD = ("OK", "SKIP")
 

@@ -229,6 +229,7 @@ def test_duplicates_and_amendments_do_not_change_weights(tmp_path: Path) -> None
 # ---------------------------------------------------------------- what stays exact, and what is estimated
 
 
+@pytest.mark.slow
 def test_totals_are_exact_and_failed_runs_are_complete(tmp_path: Path) -> None:
     dice = random.Random(1)
     runs = [
@@ -271,6 +272,7 @@ def test_merging_files_of_counts_does_not_change_the_counts(tmp_path: Path) -> N
         assert sum(not file.has_events for file in store.archive.files()) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # 200 stores: 15 seconds on an idle machine
 def test_intervals_contain_the_true_value_in_at_least_180_of_200_cases(tmp_path: Path) -> None:
     # Each pipeline is a separate, independent case.

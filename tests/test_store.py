@@ -192,6 +192,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.dictionaries(keys, values, max_size=5), max_size=4), min_size=1, max_size=3))
 @settings(max_examples=settings.default.max_examples // 3)
 def test_attributes_of_any_value_survive_archiving(
@@ -440,6 +441,7 @@ def run_and_compact(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)  # on a loaded machine
 def test_killed_compactors_and_writers_neither_lose_nor_duplicate_events(tmp_path: Path) -> None:
     left = storm(tmp_path, 3)

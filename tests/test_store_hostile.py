@@ -19,6 +19,8 @@ from stageflow.journal import Journal, RunFilter
 from stageflow.journal._segments import list_writers, new_writer, segment_name
 from stageflow.store import Compactor, EventStore, SampleRule, TailSampler, forget_archive
 
+pytestmark = pytest.mark.slow
+
 CLOSED = b'{"type":"writer.closed","journal":{"adopted_by":null,"crashed":0}}\n'
 
 

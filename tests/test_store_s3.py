@@ -22,7 +22,7 @@ from stageflow.journal import Journal
 from stageflow.store import Compactor, EventStore
 from stageflow.store._archive import Archive, Conflict
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ANYBODY = {
     "identities": [

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from test_docs import matches
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.glob("tutorial-*.md")), DOCS / "pytest-plugin.md"]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -23,7 +23,7 @@ from ui_server import Served, serve
 
 VIEWS = ("overview", "explore", "runs", "errors", "stages", "status")
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def ui(journal: Path) -> Generator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         yield browser

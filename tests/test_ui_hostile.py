@@ -27,6 +27,8 @@ import stageflow.ui
 from stageflow.errors import QueryError
 from stageflow.store import Interruption, PinnedStore
 
+pytestmark = pytest.mark.slow
+
 
 def unusual(number: int) -> dict[str, Any]:
     return {

@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+
 __all__ = ["Served", "serve", "serve_command"]
 
 
@@ -79,5 +81,6 @@ def serve_command(command: str, cwd: Path | None = None) -> Generator[Served]:
                 printed, _ = process.communicate(timeout=10)
             finally:
                 process.kill()
+        assert -process.returncode not in CRASHES, f"The server crashed: {process.returncode}\n{printed}"
         assert "Traceback" not in printed, printed
         assert "Warning" not in printed, printed

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
+from ._decodable import decodable
 from ._files import open_regular
 from .errors import DamagedFileError
 
@@ -58,14 +59,14 @@ def decode_stored(content: bytes | Raw, kind: Any = Any) -> Any:
     try:
         if isinstance(content, bytes) and not content.isascii():
             content.decode()
-        return msgspec.json.decode(content, type=kind)
+        return msgspec.json.decode(content, type=decodable(kind))
     except _ERRORS as error:
         raise ValueError(str(error)) from None
 
 
 def decoder(kind: type[T]) -> Callable[[bytes | Raw], T | None]:
     """Return a function that decodes stored JSON, and returns None if it is damaged."""
-    decode = msgspec.json.Decoder(kind).decode
+    decode = msgspec.json.Decoder(decodable(kind)).decode
 
     def try_to_decode(content: bytes | Raw) -> T | None:
         try:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ._decodable import decodable
 from ._failures import FailureOutcomes
 from ._files import absolute_path
 from ._fork import reset_in_child
@@ -396,7 +397,7 @@ def _convert(name: str, value: Any, kind: type[Struct], origin: str) -> Struct:
         hint = did_you_mean(unknown[0], kind.__struct_fields__)
         raise SettingsError(f"{name}: unknown field {unknown[0]!r}{hint}", origin)
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, decodable(kind))
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(f"{name}: {error}", origin) from None
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .._decodable import decodable
 from .._interrupts import is_a
 from .._log import log_safely
 from ..errors import StageflowError, describe
@@ -160,7 +161,7 @@ def _evaluate(
     record = follow(known, rule, before, after, measured, silence, notified=notice is not None, now=now)
     for value in filter(None, (after, notice, record)):
         # A value that cannot be encoded and decoded would make the state of all rules unusable.
-        msgspec.json.decode(msgspec.json.encode(value), type=type(value))
+        msgspec.json.decode(msgspec.json.encode(value), type=decodable(type(value)))
     return after, notice, _finding(rule, after, measured, silence, left_out), record
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._toml import parse_toml
 from ..errors import AlertRuleError, did_you_mean
 from ._receivers import Apprise, Webhook
@@ -189,7 +190,7 @@ def _value(value: Any, type: Any, at: str, problems: list[str]) -> Any:
         problems.append(f"at {at}: expected one of {', '.join(get_args(type))}, got {value!r}{near}")
         return None
     try:
-        return msgspec.convert(value, type)
+        return msgspec.convert(value, decodable(type))
     except msgspec.ValidationError as error:
         expected = _EXPECTED.search(str(error))
         words = (

@@ -240,7 +240,7 @@ def silence(
         end = now + timedelta(seconds=length)
     elif until is not None:
         try:
-            end = msgspec.convert(parse_time(until, now), type(now))
+            end = msgspec.convert(parse_time(until, now), datetime)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--until") from None
         if end <= now:

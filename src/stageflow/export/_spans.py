@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._genai import former_attribute
 from .._state_file import decoder
 from .._time import epoch_us, get_clock
@@ -389,7 +390,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _converted(data: Mapping[str, Any], kind: type[T]) -> T | None:
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, decodable(kind))
     except msgspec.ValidationError:
         return None
 

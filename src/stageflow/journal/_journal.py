@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._files import absolute_path
 from .._state_file import StateFile
 from .._time import get_clock, rfc3339
@@ -160,7 +161,7 @@ class Journal:
             first = min(segment.sequence for segment in segments)
             visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
         for run in self._in_progress(visited.values()):
-            if filter.matches(msgspec.convert(run, RunHeader)):
+            if filter.matches(msgspec.convert(run, decodable(RunHeader))):
                 found[run["event_id"]] = (run["started_at"], run)
         selected = {
             run_id: run if isinstance(run, dict) else decode_event(run) or {}
@@ -183,7 +184,7 @@ class Journal:
         filter = filter or RunFilter()
         self._complete_crashed()
         found = self._in_progress(list_writers(self.path).values())
-        return [run for run in found if filter.matches(msgspec.convert(run, RunHeader))]
+        return [run for run in found if filter.matches(msgspec.convert(run, decodable(RunHeader)))]
 
     def names(self) -> Names:
         """Return the names of all pipelines and stages of the runs in the journal; reads the whole journal.
@@ -200,7 +201,7 @@ class Journal:
                         pipelines.add(run.pipeline_name)
                         stages.update(summary.stage_name for summary in run.stage_summaries)
         for data in self._in_progress(writers.values()):
-            run = msgspec.convert(data, RunHeader)
+            run = msgspec.convert(data, decodable(RunHeader))
             pipelines.add(run.pipeline_name)
             stages.update(summary.stage_name for summary in run.stage_summaries)
         return Names(frozenset(pipelines), frozenset(stages))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._files import absolute_path, try_lock
 from .._log import log_safely
 from ..errors import (
@@ -507,7 +508,7 @@ def sampler_of_archive(journal: str) -> TailSampler | None:
         return None
     with Decisions(journal) as decisions:
         described = decisions.fact(ARCHIVE_SAMPLER)
-    return None if described is None else msgspec.json.decode(described, type=TailSampler)
+    return None if described is None else msgspec.json.decode(described, type=decodable(TailSampler))
 
 
 def closed_segments(journal: str, archive: Archive, decisions: Decisions | None = None) -> list[Segment]:

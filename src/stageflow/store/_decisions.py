@@ -13,6 +13,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._files import make_private_below
 from ..errors import DamagedFileError
 from ..journal import Position
@@ -289,10 +290,8 @@ class Decisions:
             *values,
         )
         names = Undecided.__struct_fields__
-        return {
-            str(run): msgspec.convert(dict(zip(names, values, strict=True)), Undecided, strict=False)
-            for run, *values in found
-        }
+        rows = {str(run): dict(zip(names, values, strict=True)) for run, *values in found}
+        return msgspec.convert(rows, decodable(dict[str, Undecided]), strict=False)
 
     def kinds(self) -> list[tuple[Any, ...]]:
         """Return the known kinds of runs: pipeline, outcome and version."""

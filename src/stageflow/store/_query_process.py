@@ -23,6 +23,7 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from ..errors import QueryError, StageflowError
 from ._queries import Rows, check_timeout
 from ._selection import check_encodable
@@ -196,7 +197,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=decodable(_Request))
     _limit_memory(request.memory + _OVERHEAD)
     result: Rows | BaseException
     try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
+from .._decodable import decodable
 from .._toml import parse_toml
 from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
@@ -138,7 +140,7 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
                 near = did_you_mean(name, kind.__struct_fields__)
                 raise SettingsError(f"unknown field {name!r} at {location}{near}", origin)
     try:
-        return msgspec.convert(table, TailSampler)
+        return msgspec.convert(table, decodable(TailSampler))
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(str(error), origin) from None
 
@@ -270,9 +272,9 @@ def decide(
 def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler) -> TailSampler:
     """Add a column for each rule to a table of runs, and return a sampler whose rules refer to these columns.
 
-    The types of the attributes depend on the runs in the table. A rule does not match a run for which it
-    cannot be evaluated: an attribute that does not exist is null, and one that has no type for which the
-    rule is valid is read as a number, if it is one, or otherwise is null.
+    A rule is evaluated on the attributes as each run recorded them, whatever the other runs recorded. If it
+    is not valid for their types, it is evaluated on those that are numbers, or text that is a number; the
+    others are null then. An attribute that a run does not have is null.
 
     Args:
         connection: The connection that contains the table.
@@ -293,61 +295,77 @@ def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler
 
 
 def _match_rule(connection: DuckDBPyConnection, table: str, where: str, column: str) -> None:
-    import duckdb
-
     predicate = parenthesized(where)
-    names = {ATTRIBUTE + name.replace('""', '"') for name in _ATTRIBUTE_COLUMN.findall(predicate)}
-    types = columns_of(connection, table)
-    present = sorted(name for name in names if name in types)
-    missing = "".join(f", null as {quoted(name)}" for name in sorted(names - {*present}))
-    as_is, numbers = dict[str, str](), dict[str, str]()
-    for name in present:
-        # A value of another type than the column is in `rest`.
-        in_rest = f"json_extract_string(rest, {text(_pointer(name))})"
-        if types[name] == "VARCHAR":
-            as_is[name] = f"coalesce({quoted(name)}, {in_rest})"
-        numbers[name] = f"coalesce(try_cast({quoted(name)} as double), try_cast({in_rest} as double))"
-    readings = []
-    for values in (as_is, numbers, dict.fromkeys(present, "null")):
-        replaced = ", ".join(f"{value} as {quoted(name)}" for name, value in values.items())
-        readings.append(f"*{f' replace ({replaced})' if replaced else ''}{missing}")
-    # If most values are booleans, a rule about numbers is valid for the column, and misses those in `rest`.
-    numbers_of_booleans = [f"{quoted(name)} is null" for name in present if types[name] == "BOOLEAN"]
-    first: duckdb.Error | None = None
-    for reading in dict.fromkeys(readings):
-        for condition in (f"try({predicate})", predicate):  # a subquery is not supported by `try`
-            try:
-                connection.execute(f"""
+    names = sorted({ATTRIBUTE + name.replace('""', '"') for name in _ATTRIBUTE_COLUMN.findall(predicate)})
+    columns = columns_of(connection, table)
+    others = ", ".join(quoted(name) for name in columns if name not in names)
+    recorded = f"[{', '.join(_recorded_type(name, columns.get(name)) for name in names)}]"
+    for (types,) in connection.execute(f"select distinct {recorded} from {table}").fetchall():
+        values = [_recorded_value(*each, columns) for each in zip(names, types, strict=True)]
+        numbers = [f"try_cast({value} as double)" for value in values]
+        statements = []
+        for reading in (values, numbers, ["null"] * len(names)):
+            read = [
+                others,
+                *(f"{value} as {quoted(name)}" for value, name in zip(reading, names, strict=True)),
+            ]
+            statements += [
+                f"""
                     update {table} set {quoted(column)} = true where rowid in (
-                        select run_row from (select rowid as run_row, {reading} from {table})
+                        select run_row from (
+                            select rowid as run_row, {", ".join(read)} from {table}
+                            where {recorded} = [{text(*types)}]
+                        )
                         where {condition}
                     )
-                """)
-                if numbers_of_booleans:
-                    connection.execute(f"""
-                        update {table} set {quoted(column)} = true where rowid in (
-                            select run_row from (
-                                select rowid as run_row, {readings[1]} from {table}
-                                where {" or ".join(numbers_of_booleans)}
-                            )
-                            where {condition}
-                        )
-                    """)
-            except duckdb.Error as error:
-                first = first or error
-            else:
-                return
-    raise QueryError(
-        f"invalid sampling rule: {first}",
-        sql=where,
-        hint="rules are SQL predicates over the columns of `runs`",
-    )
+                """
+                for condition in (f"try({predicate})", predicate)  # a subquery is not supported by `try`
+            ]
+        _execute_first_valid(connection, statements, where)
+
+
+def _recorded_type(attribute: str, column_type: str | None) -> str:
+    """Return SQL for the type of an attribute that a run recorded: "NULL" for none."""
+    # A value of another type than the column is in `rest`.
+    in_rest = f"coalesce(json_type(rest, {text(_pointer(attribute))}), 'NULL')"
+    if column_type is None:
+        return in_rest
+    return f"case when {quoted(attribute)} is not null then {text(column_type)} else {in_rest} end"
+
+
+def _recorded_value(attribute: str, type: str, columns: Mapping[str, str]) -> str:
+    """Return SQL for the value of an attribute that a run recorded with this type."""
+    if type == "NULL":
+        return "null"
+    if type in ("ARRAY", "OBJECT"):
+        return f"json_extract(rest, {text(_pointer(attribute))})"
+    in_rest = f"json_extract_string(rest, {text(_pointer(attribute))})::{type}"
+    return f"coalesce({quoted(attribute)}, {in_rest})" if columns.get(attribute) == type else in_rest
 
 
 def _pointer(attribute: str) -> str:
     """Return the JSON pointer of an attribute in `rest`."""
     name = attribute.removeprefix(ATTRIBUTE).replace("~", "~0").replace("/", "~1")
     return f"/attributes/{name}"
+
+
+def _execute_first_valid(connection: DuckDBPyConnection, statements: Sequence[str], where: str) -> None:
+    """Execute the first of these statements that DuckDB accepts for a rule."""
+    import duckdb
+
+    first: duckdb.Error | None = None
+    for statement in statements:
+        try:
+            connection.execute(statement)
+        except duckdb.Error as error:
+            first = first or error
+        else:
+            return
+    raise QueryError(
+        f"invalid sampling rule: {first}",
+        sql=where,
+        hint="rules are SQL predicates over the columns of `runs`",
+    )
 
 
 def columns_of(connection: DuckDBPyConnection, table: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
+from .._decodable import decodable
 from .._files import absolute_path
 from ..errors import (
     InvalidArgumentError,
@@ -354,7 +355,7 @@ class WebUI:
         try:
             if request.headers.get("content-type") != "application/json":
                 raise InvalidArgumentError("the content type must be application/json")
-            wanted = msgspec.json.decode(await _body_of(request), type=SilenceRequest)
+            wanted = msgspec.json.decode(await _body_of(request), type=decodable(SilenceRequest))
             await asyncio.to_thread(silence, self._journal, wanted, _user_of(request))
         except Exception as error:
             return problem_response(_problem(error))

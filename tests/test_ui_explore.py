@@ -13,7 +13,7 @@ from ui_server import Served, serve
 
 __all__ = ["browser", "opened"]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,17 @@ def test_chart_shows_the_percentiles_of_the_measure(slow: Served, opened: Callab
     expect(page.get_by_label("show")).to_have_value("p95_ms")
     page.locator("label", has_text="color").locator("select").select_option("failure rate")
     expect(page.get_by_label("show")).to_have_value("failure_rate")
+
+
+def test_box_over_a_stage_shows_its_cause(slow: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(slow, "view=explore").page
+    page.locator("label", has_text="measure").locator("select").select_option("search/duration_ms")
+    settle(page)
+    drag_over(page, 0.0, 0.0, 0.999, 0.4)
+    settle(page)
+    assert parameters(page)["select"][0].count('"search/duration_ms"') == 2
+    expect(page.locator(".heatmap .box")).to_be_visible()
+    expect(page.get_by_role("table", name="Differences")).to_contain_text("search/attributes.shard = eu-4")
 
 
 def test_marks_have_labels_and_a_legend(slow: Served, opened: Callable[..., Watched]) -> None:

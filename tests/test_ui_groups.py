@@ -87,6 +87,15 @@ def test_series_by_a_field_of_a_stage_counts_every_run(ui: Served) -> None:
     assert slow == {"eu-4"}
 
 
+def test_heatmap_of_a_field_of_a_stage_selects_its_runs(ui: Served) -> None:
+    found = ui.get("heatmap", measure="search/duration_ms")
+    assert (found["count"], found["missing"]) == (RUNS, 0)
+    slow = f"{found['measure_sql']} >= 1000"
+    assert ui.get("heatmap", measure="search/duration_ms", select=slow)["count"] == RUNS
+    assert ui.get("runs", where=slow, count="1")["total"] == 20
+    assert "is not numeric" in ui.problem("heatmap", measure="search/attributes.shard")["title"]
+
+
 def test_series_of_stages_by_a_field_of_their_run(ui: Served) -> None:
     found = ui.get("series", over="stages", by="run/attributes.channel", where="stage_name = 'search'")
     assert {group["name"]: group["total"]["count"] for group in found["groups"]} == {"web": 300, "voice": 300}

@@ -37,8 +37,8 @@ class Question(Struct, frozen=True, kw_only=True):
         until: Only rows that started before this time, RFC 3339.
         select: SQL predicate of the selection, which is compared with the rest of the rows.
         against: SQL predicate of the rows with which the selection is compared; None for all other rows.
-        measure: The numeric field of a heatmap; default `duration_ms`.
-        by: The field by which a series is grouped.
+        measure: The numeric field of a heatmap, also of a stage; default `duration_ms`.
+        by: The field by which a series is grouped, also of a stage.
         columns: Maximum number of time steps, at most 200.
         rows: Maximum number of intervals of the measure, at most 60.
         previous: Whether to include the same time range one week earlier.

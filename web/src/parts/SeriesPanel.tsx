@@ -8,6 +8,7 @@ import { MarkLegend } from "../charts/Marks";
 import { compact, count, duration, NO_VALUE, percent, plural } from "../format";
 import type { Loaded } from "../query";
 import { and } from "../predicate";
+import { FieldOptions } from "./FieldOptions";
 import { Middle } from "./Middle";
 import { changed, go, Link, parameters, useParameters, viewAddress } from "../router";
 import { Empty, Panel } from "./Panel";
@@ -170,31 +171,16 @@ export function SeriesPanel({ query, fields, preset }: Properties): JSX.Element 
   );
 }
 
-/** The fields to group by, most useful first: those of the rows, and those of the stages of a run. */
+/** The fields to group by, most useful first. */
 function GroupOptions({ fields, chosen }: { fields: Completion[]; chosen: string }): JSX.Element {
   const useful = fields
     .filter((each) => each.usefulness !== null)
     .sort((one, other) => (other.usefulness ?? 0) - (one.usefulness ?? 0));
   const isKnown = useful.some((each) => each.text === chosen);
-  const groups = [
-    ["Fields", useful.filter((each) => each.kind === "field")],
-    ["Fields of stages", useful.filter((each) => each.kind === "stage field")],
-  ] as const;
   return (
     <>
       {chosen !== "" && !isKnown && <option value={chosen}>{chosen}</option>}
-      {groups.map(
-        ([title, each]) =>
-          each.length > 0 && (
-            <optgroup key={title} label={title}>
-              {each.map(({ text }) => (
-                <option key={text} value={text}>
-                  {text}
-                </option>
-              ))}
-            </optgroup>
-          ),
-      )}
+      <FieldOptions fields={useful} />
     </>
   );
 }

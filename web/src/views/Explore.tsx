@@ -20,6 +20,7 @@ import { Differences } from "../parts/Differences";
 import { Facets } from "../parts/Facets";
 import { Headline } from "../parts/Headline";
 import { NewestRun } from "../parts/NewestRun";
+import { FieldOptions } from "../parts/FieldOptions";
 import { Empty, Panel } from "../parts/Panel";
 import { SeriesPanel, type Stat } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
@@ -232,10 +233,8 @@ type ControlProperties = {
 };
 
 function HeatmapControls({ state, over, measure, fields, map }: ControlProperties): JSX.Element {
-  const numbers = (fields?.suggestions ?? [])
-    .filter((each) => each.kind === "field" && each.type === "number")
-    .map((each) => each.text);
-  const measures = numbers.includes(measure) ? numbers : [measure, ...numbers];
+  const numbers = (fields?.suggestions ?? []).filter((each) => each.type === "number");
+  const isKnown = numbers.some((each) => each.text === measure);
   return (
     <>
       <label class="control">
@@ -245,9 +244,8 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
           disabled={Boolean(savedPage)}
           onChange={(event) => go(selected("", { measure: event.currentTarget.value }))}
         >
-          {measures.map((each) => (
-            <option key={each}>{each}</option>
-          ))}
+          {!isKnown && <option value={measure}>{measure}</option>}
+          <FieldOptions fields={numbers} />
         </select>
       </label>
       <label class="control">
@@ -380,7 +378,7 @@ function clearSelection(): void {
 
 /** What the chart over time shows at first: what the heatmap shows. */
 function presetOf(measure: string, colour: "count" | "failures"): Stat {
-  return measure === "duration_ms" && colour === "count" ? "p95_ms" : "failure_rate";
+  return measure.endsWith("duration_ms") && colour === "count" ? "p95_ms" : "failure_rate";
 }
 
 /** A query for the rows that are selected, or for all rows of the view. */

@@ -284,7 +284,7 @@ def _kill(
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         threading.Event().wait(dice.uniform(0.05, 0.5) if seconds < 30 else dice.uniform(0.2, 2.0))
-        memory = max(memory, *(_memory_mb(process.pid) for process in exporters))
+        memory = max(memory, *(memory_mb(process.pid) for process in exporters))
         which = dice.choices(["exporter", "writer", "server"], [6, 2, 1])[0]
         killed[which] += 1
         if which == "server":
@@ -304,7 +304,8 @@ def _kill(
     return memory
 
 
-def _memory_mb(pid: int) -> float:
+def memory_mb(pid: int) -> float:
+    """Return the resident memory of a process, in MB; 0 if it is unknown."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # not Linux, or the process has ended

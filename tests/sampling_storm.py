@@ -111,6 +111,10 @@ def storm(folder: Path, seconds: float, rounds: int, seed: int = 1) -> Storm:
     commands: list[tuple[str, tuple[Any, ...]]] = [("writer", (WRITER, rounds))] * 3
     commands += [("exporter", (EXPORTER, each.url, f"e{n}", ONE_IN)) for n, each in enumerate(receivers)]
     commands += [("compactor", (COMPACTOR, ONE_IN))]
+    for number in range(len(receivers)):
+        # An exporter that starts slowly does not receive what was archived before its cursor exists.
+        with JournalReader(journal, f"export.e{number}"):
+            pass
     processes = [start(*command) for _, command in commands]
     watched = _Watched(journal)
     until = time.monotonic() + seconds

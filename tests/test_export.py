@@ -380,6 +380,23 @@ def test_event_that_always_causes_a_server_error_is_isolated(journal: Path) -> N
     assert (counters.sent, counters.rejected) == (47, 3)
 
 
+def test_first_events_that_cause_server_errors_are_isolated(journal: Path) -> None:
+    def fails_on_poison(request: Request) -> Answer:
+        poisoned = any(line["event_id"] in ("e0", "e1", "e2") for line in request.lines)
+        return Answer(500 if poisoned else 204)
+
+    emit(journal, 0, 20)
+    with (
+        ExportReceiver(fails_on_poison) as receiver,
+        Watched(journal, HttpExporter(receiver.url, name="shop"), ISOLATING) as runner,
+    ):
+        runner.wait(exported(20))
+        assert [*dict.fromkeys(sorted(numbers(receiver)))] == [*range(3, 20)]
+        requests = len(receiver.requests)
+    assert [each for each, _ in letters_of(journal)] == ["e0", "e1", "e2"]
+    assert status(journal).attempts == requests
+
+
 def test_first_event_that_causes_a_server_error_is_isolated_after_later_events(journal: Path) -> None:
     def fails_on_poison(request: Request) -> Answer:
         # The order of the events of two writers is not defined.

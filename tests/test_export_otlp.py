@@ -152,7 +152,24 @@ def test_attributes_errors_and_dependencies_of_spans(messages: dict[str, list[di
     assert "answer" in failed["attributes"]["exception.stacktrace"]
 
 
-def test_custom_events_and_amendments_are_log_records(messages: dict[str, list[dict[str, Any]]]) -> None:
+def test_amendments_are_part_of_the_spans(messages: dict[str, list[dict[str, Any]]]) -> None:
+    assert [span["attributes"].get("late") for span in messages[TRACES]] == [1, 2, None, 0, *[None] * 4]
+    assert {log["eventName"] for log in messages[LOGS]} == {"cache.miss", "plain"}
+
+
+@pytest.fixture
+def messages_without_delay(journal: Path) -> dict[str, list[dict[str, Any]]]:
+    with ExportReceiver() as receiver:
+        exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}")
+        exporter.settle_seconds = 0
+        exported(journal, exporter)
+        return protobuf_messages(receiver.requests)
+
+
+def test_custom_events_and_later_amendments_are_log_records(
+    messages_without_delay: dict[str, list[dict[str, Any]]],
+) -> None:
+    messages = messages_without_delay
     logs = {}
     for log in messages[LOGS]:
         logs.setdefault(log["eventName"], []).append(log)
@@ -265,42 +282,52 @@ async def test_usage_that_is_also_in_spans_of_calls_has_a_prefix(tmp_path: Path)
     assert "gen_ai.usage.output_tokens" not in span["attributes"]
 
 
+@pytest.mark.parametrize("fixture", ["messages", "messages_without_delay"])
 def test_exporter_that_restarts_after_each_event_sends_the_same_spans_and_amendments(
-    journal: Path, messages: dict[str, list[dict[str, Any]]]
+    journal: Path, fixture: str, request: pytest.FixtureRequest
 ) -> None:
+    messages = request.getfixturevalue(fixture)
     settings = ExportSettings(batch_events=1, batch_seconds=0.01)
     with ExportReceiver() as receiver:
-        url = f"http://127.0.0.1:{receiver.port}"
 
-        def send_one() -> None:
-            before = len(receiver.requests)
-            runner = ExportRunner(
-                journal,
-                OtlpExporter(url, name="one"),
-                settings=settings,
-                on_change=lambda _: runner.request_stop(10) if len(receiver.requests) > before else None,
-            )
+        def export_one() -> None:
+            exporter = OtlpExporter(f"http://127.0.0.1:{receiver.port}", name="one")
+            if fixture == "messages_without_delay":
+                exporter.settle_seconds = 0
+            reads: list[int] = []
+
+            def stop_after_one(state: ExportState) -> None:
+                reads.append(state.counters.read)
+                if reads[-1] > reads[0]:
+                    runner.request_stop(10)
+
+            runner = ExportRunner(journal, exporter, settings=settings, on_change=stop_after_one)
             runner.run()
 
-        def state() -> dict[Path, bytes]:
-            paths = [*journal.glob("cursors/export.one*"), *journal.glob("export/one/*")]
+        def state(*patterns: str) -> dict[Path, bytes]:
+            paths = [path for pattern in patterns for path in journal.glob(pattern)]
             return {path: path.read_bytes() for path in paths if path.is_file()}
 
-        send_one()
-        for _ in events_of(journal)[1:]:
-            before = state()
-            send_one()
-            for path, content in before.items():  # as if the process was killed before it stored the position
+        export_one()
+        for number, _ in enumerate(events_of(journal)[1:]):
+            # As if the process was killed before it stored the position, or also before it stored the state.
+            cursor = "cursors/export.one*"
+            before = state(cursor, "export/one/*") if number % 2 else state(cursor)
+            export_one()
+            for path, content in before.items():
                 path.write_bytes(content)
-            send_one()
+            export_one()
         found = protobuf_messages(receiver.requests)
     sent = {span["spanId"]: span for span in messages[TRACES]}
     assert len(found[TRACES]) > len(sent) == len({span["spanId"] for span in found[TRACES]})
     assert all(span == sent[span["spanId"]] for span in found[TRACES])
     amendments = [log for log in messages[LOGS] if log["eventName"] == "stageflow.amendment"]
     again = [log for log in found[LOGS] if log["eventName"] == "stageflow.amendment"]
+    assert len(amendments) == (3 if fixture == "messages_without_delay" else 0)
     assert len(again) == 2 * len(amendments)
     assert all(log in amendments for log in again)
+    (status,) = [each for each in export_status(journal) if each.name == "one"]
+    assert (status.sent, status.lag_events) == (len(events_of(journal)), 0)
 
 
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
@@ -320,7 +347,7 @@ def test_spans_and_logs_pass_through_a_collector(
             return protobuf_messages(receiver.requests)[LOGS]
 
         with runner:  # retries until the collector has started
-            receiver.wait(lambda: len(spans()) >= 8 and len(logs()) >= 6)
+            receiver.wait(lambda: len(spans()) >= 8 and len(logs()) >= 5)
         key = lambda span: span["spanId"]  # noqa: E731
         found = sorted(spans(), key=key)
         for mine, expected in zip(found, sorted(messages[TRACES], key=key), strict=True):
@@ -375,6 +402,23 @@ def test_event_rejected_alone_is_written_to_the_dead_letter_file(journal: Path) 
         )
     assert (again.sent, again.rejected, again.left) == (0, 8, 0)
     assert len([*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]) == 8
+
+
+def test_resend_finds_the_events_that_a_partial_success_does_not_identify(journal: Path) -> None:
+    def rejects_answers(request: Request) -> Answer:
+        names = [span["name"] for span in protobuf_messages([request])[TRACES]]
+        return rejects(names.count("answer"))(request)
+
+    with ExportReceiver(lambda request: Answer(400 if request.path == TRACES else 200)) as receiver:
+        url = f"http://127.0.0.1:{receiver.port}"
+        state = exported(journal, OtlpExporter(url, name="tempo"))
+        assert (state.counters.rejected, state.counters.batches) == (8, 1)
+        receiver.answer = rejects_answers
+        again = resend(journal, OtlpExporter(url, name="tempo"))
+    assert (again.sent, again.rejected, again.left) == (6, 2, 0)
+    letters = [*DeadLetters(str(journal / "export" / "tempo" / "rejected"))]
+    assert [json.loads(bytes(letter.data))["stage_name"] for letter in letters] == ["answer", "answer"]
+    assert {letter.reason for letter in letters} == {"span too old"}
 
 
 @pytest.mark.parametrize("body", [b"\xff\xff", b"ok", b'{"partialSuccess":{"rejectedSpans":"x"}}'])

@@ -83,6 +83,9 @@ class Exporter(abc.ABC):
         name: Name of the cursor, the counters and the rejected events of this exporter: at most 80 letters,
             digits, ".", "_" and "-". If several processes run exporters with the same name, only one of them
             exports.
+        settle_seconds: Number of seconds after which an event is sent; default 0, for immediately. Amendments
+            that are recorded within this time are part of the event, and are not sent. For targets that
+            cannot change an event later, such as OpenTelemetry.
 
     Example:
         class Print(Exporter):
@@ -95,6 +98,7 @@ class Exporter(abc.ABC):
     """
 
     name: str
+    settle_seconds: float = 0.0
 
     @property
     def target(self) -> str:

@@ -35,10 +35,13 @@ class OtlpExporter(Exporter):
     """Sends events to an OpenTelemetry collector, or to a backend that accepts OTLP over HTTP.
 
     A run and each attempt of a stage are spans with the ids of their `trace`. A dependency between stages is
-    a span link. Custom events and amendments are log records with an event name.
+    a span link. Custom events and later amendments are log records with an event name.
 
-    A span cannot be changed, so amendments do not change it. If a receiver rejects part of a batch, it does
-    not identify the rejected events, so they are counted but not written to a dead-letter file.
+    A span cannot be changed, so it is sent 2 seconds after its end, with the amendments of this time. Later
+    amendments are log records. To change the time, set `settle_seconds` of the exporter.
+
+    If a receiver rejects part of a batch, it does not identify the rejected events, so they are counted but
+    not written to a dead-letter file.
 
     Args:
         url: Base URL, with or without the prefix "otlp+": "https://collector.example:4318". Spans are sent to
@@ -63,6 +66,8 @@ class OtlpExporter(Exporter):
     Example:
         OtlpExporter("https://collector.example:4318", headers_env="COLLECTOR_HEADERS")
     """
+
+    settle_seconds = 2.0
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from ..errors import JournalNotFoundError
 from ._batch import Batch
 from ._dead_letters import DeadLetter, DeadLetterFile, DeadLetters
 from ._exporter import Exporter, NotSent, Sent
+from ._isolation import Isolation
 from ._retries import ExportSettings
 from ._runner import attempt
 from ._state import EXPORT, directory_of, rejected_directory
@@ -106,7 +107,7 @@ class _Resender:
         self._runner = runner
         self._exporter = exporter
         self._seconds = seconds
-        self._accepted: DeadLetter | None = None
+        self._isolation = Isolation(_MAX_OTHERS)
 
     def send(self, letters: Sequence[DeadLetter], later: Iterable[DeadLetter]) -> _Part:
         """Send dead letters until the target is unavailable.
@@ -118,54 +119,32 @@ class _Resender:
         parts, refused = deque([letters]), list[DeadLetter]()
         while parts:
             part = parts.popleft()
-            outcome = self._attempt(part)
-            if isinstance(outcome, Sent):
-                refused += self._rejected(part, outcome)
-            elif outcome.problem == "unavailable":
+            batch = Batch.of(letter.event() for letter in part)
+            outcome = self._attempt(batch)
+            if isinstance(outcome, NotSent) and outcome.problem == "unavailable":
                 return _Part(refused, _joined(part, *parts), outcome.reason)
-            elif len(part) > 1:
+            if len(part) > 1 and (isinstance(outcome, NotSent) or outcome.rejected_unnamed):
+                # Also to find out which events were rejected; the accepted ones are sent again.
                 middle = len(part) // 2
                 parts.extendleft((part[middle:], part[:middle]))
-            elif outcome.problem == "failed" and not self._fails_alone(
-                part, itertools.chain(_joined(*parts), later)
+            elif isinstance(outcome, Sent):
+                self._isolation.accept(batch, outcome)
+                reasons = {each.index: each.reason for each in outcome.rejected}
+                if outcome.rejected_unnamed:
+                    reasons[0] = outcome.message
+                refused += [DeadLetter.of(batch.events[at], reason, _now()) for at, reason in reasons.items()]
+            elif outcome.problem == "failed" and not self._isolation.fails_alone(
+                batch.events[0],
+                (letter.event() for letter in itertools.chain(_joined(*parts), later)),
+                self._attempt,
             ):
                 return _Part(refused, _joined(part, *parts), outcome.reason)
             else:
-                refused.append(DeadLetter.of(part[0].event(), outcome.reason, _now()))
+                refused.append(DeadLetter.of(batch.events[0], outcome.reason, _now()))
         return _Part(refused)
 
-    def _attempt(self, letters: Sequence[DeadLetter]) -> Sent | NotSent:
-        batch = Batch.of(letter.event() for letter in letters)
+    def _attempt(self, batch: Batch) -> Sent | NotSent:
         return self._runner.run(attempt(self._exporter, batch, self._seconds))
-
-    def _rejected(self, letters: Sequence[DeadLetter], sent: Sent) -> list[DeadLetter]:
-        reasons = {each.index: each.reason for each in sent.rejected}
-        if len(letters) == 1 and sent.rejected_unnamed:
-            reasons[0] = sent.message
-        accepted = [letter for index, letter in enumerate(letters) if index not in reasons]
-        if accepted and not sent.rejected_unnamed:  # otherwise the last one may be among the rejected
-            self._accepted = accepted[-1]
-        return [DeadLetter.of(letters[index].event(), reason, _now()) for index, reason in reasons.items()]
-
-    def _fails_alone(self, letters: Sequence[DeadLetter], following: Iterable[DeadLetter]) -> bool:
-        """Return whether the target accepts another event, and then still fails for this dead letter.
-
-        The other event is one that the target accepted before; if there is none, it is one of those that
-        follow, because several dead letters can cause failures. Without such an event, an outage cannot be
-        excluded.
-        """
-        others = following if self._accepted is None else (self._accepted,)
-        for other in itertools.islice(others, _MAX_OTHERS):
-            outcome = self._attempt((other,))
-            if isinstance(outcome, NotSent):
-                if outcome.problem == "unavailable":
-                    return False
-                continue
-            if self._rejected((other,), outcome):
-                continue
-            again = self._attempt(letters)
-            return isinstance(again, NotSent) and again.problem == "failed"
-        return False
 
 
 def _resend(

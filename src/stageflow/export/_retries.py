@@ -34,7 +34,7 @@ class ExportSettings(Struct, frozen=True, kw_only=True):
             failures of a batch; default 10.
         isolate_seconds: Minimum time since the first of these attempts, in seconds; default 600. Then the
             runner sends the batch in halves. An event that fails alone is rejected if the target accepts an
-            event that it accepted before, or the next event, and then fails again.
+            event that it accepted before, or one of the next events, and then fails again.
         rejected_max_age: Seconds after which rejected events are deleted; default 30 days.
         rejected_max_bytes: Maximum size of the rejected events that are kept, in bytes; default 100 MB.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -31,6 +34,7 @@ from ..journal import JournalReader
 from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Sent, check_name
+from ._isolation import Isolation
 from ._retries import ExportSettings, Retries
 from ._sampled import EventReader, Read, SampledReader
 from ._state import (
@@ -100,6 +104,8 @@ class ExportRunner:
             `stageflow[store]`.
         on_change: Called with the state after each attempt to send a batch, on the thread of the runner;
             default None.
+        loop_factory: Creates the event loop on which the exporter runs; default None, for that of asyncio.
+            The delays between attempts follow the clock of the loop.
 
     Attributes:
         status: "exporting"; "standby" while another process exports, which remains the status if the runner
@@ -124,6 +130,7 @@ class ExportRunner:
         backfill: bool = False,
         sampler: TailSampler | None = None,
         on_change: Callable[[ExportState], object] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         if not isinstance(exporter, Exporter):
             raise invalid_argument("ExportRunner", "exporter", exporter, "an Exporter")
@@ -137,8 +144,9 @@ class ExportRunner:
         self._backfill = backfill
         self._sampler = sampler
         self._on_change = on_change
+        self._loop_factory = loop_factory
         self._retries = Retries(self.settings)
-        self._accepted: ExportEvent | None = None
+        self._isolation = Isolation(others=1)  # not more, because a target in an outage needs few requests
         self._logged: set[str] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -214,7 +222,7 @@ class ExportRunner:
 
     def run(self) -> None:
         """Export on the current thread until `stop` is called."""
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             self._loop = runner.get_loop()
             try:
                 self._run(runner)
@@ -263,7 +271,10 @@ class ExportRunner:
     # ------------------------------------------------------------ export
 
     def _event_reader(self, reader: JournalReader) -> EventReader:
-        return EventReader(reader) if self._sampler is None else SampledReader(reader, self._sampler)
+        settle_seconds = self.exporter.settle_seconds
+        if self._sampler is None:
+            return EventReader(reader, settle_seconds)
+        return SampledReader(reader, settle_seconds, self._sampler)
 
     def _export(self, runner: asyncio.Runner, reader: JournalReader, events: EventReader) -> None:
         """Export until the runner is stopped. This process holds the cursor."""
@@ -271,33 +282,40 @@ class ExportRunner:
         self.exporter.open(self.journal)
         letters = DeadLetters(rejected_directory(self.journal, self.exporter.name))
         letters.remove_from(reader.events)
-        self._resume(reader)
+        self._resume(events)
         self._expire(letters)
         if self.state.backfill is not None and not self._export_archive(runner, events, letters):
             return
-        committed_at = time.monotonic()
+        clock = runner.get_loop().time
+        committed_at = clock()
+        settled_at = math.inf  # all events that were written before the stop have settled by then
         drained = False
         while not self._stopping.is_set() or self._draining:
             first = reader.events
             stopping = self._stopping.is_set()
+            if stopping:
+                settled_at = min(settled_at, clock() + events.settling.seconds)
             drained = events.advance(now=stopping and not drained) and stopping
             read = self._read_batch(runner, events)
             if read.count:
                 delivered = self._deliver(runner, read.events) if read.events else _Delivered()
                 if delivered is None:
                     return
-                self._store(reader, letters, first, read, delivered)
-                committed_at = time.monotonic()
+                self._store(events, letters, first, read, delivered)
+                committed_at = clock()
             elif drained:
-                return
+                left = min(self._seconds_left(), settled_at - clock())
+                if events.settling.is_settled or left <= 0:
+                    return
+                runner.run(asyncio.sleep(min(_POLL_SECONDS, left)))
             elif not self._stopping.is_set():
-                if time.monotonic() - committed_at > _IDLE_COMMIT_SECONDS:
+                if clock() - committed_at > _IDLE_COMMIT_SECONDS:
                     reader.commit()  # otherwise retention would keep segments that contain only marks
-                    committed_at = time.monotonic()
+                    committed_at = clock()
                 runner.run(self._pause(_POLL_SECONDS))
 
-    def _resume(self, reader: JournalReader) -> None:
-        journal, name = self.journal, self.exporter.name
+    def _resume(self, events: EventReader) -> None:
+        reader, journal, name = events.reader, self.journal, self.exporter.name
         has_known = has_state(journal, name)
         try:
             known = load_state(journal, name)
@@ -305,6 +323,8 @@ class ExportRunner:
             self._log_once(f"the counters restart at zero: {error}")
             known, has_known = ExportState(), False
         counters, backfill = known.counters_at(reader.events), known.backfill_at(reader.events)
+        merged = known.merged_at(reader.events)
+        events.settling.resume(merged)
         if not has_known and has_pin(journal, name) and reader.events:
             # The position in the archive is lost: send the archived events from the beginning.
             from ..store import pinned_archive
@@ -327,6 +347,9 @@ class ExportRunner:
                 skipped=reader.removed_events if backfill is None else 0,
                 backfill=backfill,
                 previous_backfill=backfill,
+                settle_seconds=events.settling.seconds,
+                merged=merged,
+                previous_merged=merged,
                 consecutive_failures=0,
                 circuit="closed",
                 retry_at=None,
@@ -362,7 +385,7 @@ class ExportRunner:
                 if delivered is None:
                     return False
                 reader.count(read)
-                self._store(reader, letters, first, selected, delivered, at)
+                self._store(events, letters, first, selected, delivered, at)
                 if self._stopping.is_set() and not self._draining:
                     return False
         reader.commit()
@@ -371,10 +394,11 @@ class ExportRunner:
 
     def _read_batch(self, runner: asyncio.Runner, events: EventReader) -> Read:
         limits, reader = self.settings, events.reader
+        clock = runner.get_loop().time
         read = latest = events.read(limits.batch_events, limits.batch_bytes)
-        until = time.monotonic() + limits.batch_seconds
+        until = clock() + limits.batch_seconds
         while read.count and not self._stopping.is_set():
-            left = until - time.monotonic()
+            left = until - clock()
             count = limits.batch_events - len(read.events)
             size = limits.batch_bytes - sum(len(event.json) for event in read.events)
             if left <= 0 or count <= 0 or size <= 0 or (reader.has_more and not latest.sampled_out):
@@ -383,7 +407,7 @@ class ExportRunner:
                 runner.run(self._pause(min(_POLL_SECONDS, left)))
                 events.advance()
             latest = events.read(count, size, larger_alone=False)
-            read = Read(read.events + latest.events, read.sampled_out + latest.sampled_out)
+            read += latest
         return read
 
     def _deliver(self, runner: asyncio.Runner, events: list[ExportEvent]) -> _Delivered | None:
@@ -395,14 +419,13 @@ class ExportRunner:
         """
         delivered = _Delivered()
         parts = deque([Batch.of(events)])
+        clock = runner.get_loop().time
         failed_since, failures = 0.0, 0
         while parts:
             batch = parts[0]
-            seconds = self.settings.send_seconds
-            if self._stop_at is not None:
-                seconds = min(seconds, self._stop_at - time.monotonic())
-                if seconds <= 0:
-                    return None
+            seconds = min(self.settings.send_seconds, self._seconds_left())
+            if seconds <= 0:
+                return None
             outcome = runner.run(self._attempt(batch, seconds))
             if outcome is None:
                 return None
@@ -416,7 +439,7 @@ class ExportRunner:
                 else:
                     delivered.rejected_unnamed += outcome.rejected_unnamed
                     delivered.message = outcome.message or delivered.message
-                self._accepted = batch.events[-1] if not outcome.rejected else self._accepted
+                self._isolation.accept(batch, outcome)
                 self._succeeded()
             elif outcome.problem not in ("unavailable", "failed"):
                 parts.popleft()
@@ -427,46 +450,43 @@ class ExportRunner:
                 self._succeeded()  # the target is available
             else:
                 delay = self._failed(outcome)
-                failed_since, failures = failed_since or time.monotonic(), failures + 1
+                failed_since, failures = failed_since or clock(), failures + 1
                 if self._stopping.is_set():
                     return None
                 if (
                     outcome.problem == "failed"
                     and failures >= self.settings.isolate_attempts
-                    and time.monotonic() - failed_since >= self.settings.isolate_seconds
+                    and clock() - failed_since >= self.settings.isolate_seconds
                 ):
                     if len(batch.events) > 1:
                         parts.popleft()
                         parts.extendleft(reversed(batch.halves()))
-                    elif self._accepted is None and len(parts) == 1:
+                    elif self._isolation.accepted is None and len(parts) == 1:
                         runner.run(self._pause(delay))
                         return None
-                    elif self._fails_alone(runner, parts, seconds):
+                    elif self._isolation.fails_alone(
+                        parts[0].events[0],
+                        (event for part in itertools.islice(parts, 1, None) for event in part.events),
+                        functools.partial(self._probe, runner, seconds),
+                    ):
                         parts.popleft()
                         reason = f"{outcome.reason} ({failures} attempts, while another event was accepted)"
                         delivered.rejected += [(event, reason) for event in batch.events]
-                        self._succeeded()
+                        self._close_circuit()
                         continue
                 runner.run(self._pause(delay))
                 if self._stopping.is_set() and not self._draining:
                     return None
         return delivered
 
-    def _fails_alone(self, runner: asyncio.Runner, parts: deque[Batch], seconds: float) -> bool:
-        """Return whether the target accepts another event, and then still fails for the first one.
-
-        The other event is one that the target accepted before, so that the order is not changed; if there is
-        none, it is the next event, preferably of another run. Without another event, an outage cannot be
-        excluded.
-        """
-        run = parts[0].events[0].run_id
-        following = [event for part in list(parts)[1:] for event in part.events]
-        of_other_runs = (event for event in following if event.run_id is None or event.run_id != run)
-        other = self._accepted or next(of_other_runs, following[0] if following else None)
-        if other is None or not isinstance(runner.run(self._attempt(Batch.of([other]), seconds)), Sent):
-            return False
-        again = runner.run(self._attempt(parts[0], seconds))
-        return isinstance(again, NotSent) and again.problem == "failed"
+    def _probe(self, runner: asyncio.Runner, seconds: float, batch: Batch) -> Sent | NotSent | None:
+        """Send a batch to find out whether the target accepts it, and count the attempt."""
+        outcome = runner.run(self._attempt(batch, seconds))
+        if isinstance(outcome, NotSent):
+            self._failed(outcome)
+        elif outcome is not None:
+            self._succeeded()
+        return outcome
 
     async def _attempt(self, batch: Batch, seconds: float) -> Sent | NotSent | None:
         """Send a batch once, and return the result; None if the time limit of `stop` interrupted it."""
@@ -481,7 +501,7 @@ class ExportRunner:
 
     def _store(
         self,
-        reader: JournalReader,
+        events: EventReader,
         letters: DeadLetters,
         first: int,
         read: Read,
@@ -489,6 +509,7 @@ class ExportRunner:
         backfill: Backfill | None = None,
     ) -> None:
         """Store the rejected events, then the counters, then the position."""
+        reader = events.reader
         if delivered.rejected:
             now = rfc3339(get_clock().wall_ns() // 1000)
             letters.write(first, [DeadLetter.of(event, reason, now) for event, reason in delivered.rejected])
@@ -508,7 +529,7 @@ class ExportRunner:
                 state,
                 counters=ExportCounters(
                     read=before.read + read.count,
-                    sent=before.sent + len(read.events) - refused,
+                    sent=before.sent + len(read.events) + read.merged - refused,
                     sampled_out=before.sampled_out + read.sampled_out,
                     duplicates=before.duplicates + delivered.duplicates,
                     rejected=before.rejected + refused,
@@ -520,6 +541,8 @@ class ExportRunner:
                 previous_position=self.state.position,
                 backfill=backfill or state.backfill,
                 previous_backfill=state.backfill,
+                merged=events.settling.merged(),
+                previous_merged=state.merged,
             )
         )
         reader.commit()
@@ -532,15 +555,12 @@ class ExportRunner:
     # ------------------------------------------------------------ state
 
     def _succeeded(self) -> None:
+        self._close_circuit()
+        self.state = replace(self.state, attempts=self.state.attempts + 1, sent_at=_now())
+
+    def _close_circuit(self) -> None:
         self._retries.succeeded()
-        self.state = replace(
-            self.state,
-            attempts=self.state.attempts + 1,
-            consecutive_failures=0,
-            circuit="closed",
-            sent_at=_now(),
-            retry_at=None,
-        )
+        self.state = replace(self.state, consecutive_failures=0, circuit="closed", retry_at=None)
 
     def _failed(self, failure: NotSent) -> float:
         """Count a failed attempt, store the state, and return the delay before the next attempt."""
@@ -595,6 +615,10 @@ class ExportRunner:
                 await self._wake.wait()
         except TimeoutError:
             pass
+
+    def _seconds_left(self) -> float:
+        """Return the time left until the limit of `stop`, in seconds; infinite if it was not called."""
+        return math.inf if self._stop_at is None else self._stop_at - time.monotonic()
 
     @staticmethod
     def _until(monotonic: float) -> float:

@@ -1,11 +1,11 @@
-"""`SampledReader`: reads the events of decided runs, and drops those of runs that are not kept."""
+"""`EventReader`: reads the events to export; `SampledReader`: only those of runs that a sampler keeps."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,8 +14,9 @@ from msgspec import Raw, Struct
 
 from .._state_file import decoder
 from ..errors import CursorInUseError, invalid_argument
-from ..journal import Entry, JournalReader
+from ..journal import Entry, JournalReader, Position
 from ._batch import ExportEvent, event_of
+from ._settling import Settling
 
 if TYPE_CHECKING:
     from ..store import Decider, Decision, Decisions, TailSampler
@@ -57,26 +58,38 @@ class Read(Struct, frozen=True):
     Attributes:
         events: The events to export, in the order of the journal.
         sampled_out: Number of events that were read and are not exported.
+        merged: Number of amendments that were read and are part of an exported event.
     """
 
     events: list[ExportEvent]
     sampled_out: int = 0
+    merged: int = 0
 
     @property
     def count(self) -> int:
         """Number of events that were read."""
-        return len(self.events) + self.sampled_out
+        return len(self.events) + self.sampled_out + self.merged
+
+    def __add__(self, other: Read) -> Read:
+        return Read(
+            self.events + other.events, self.sampled_out + other.sampled_out, self.merged + other.merged
+        )
 
 
 class EventReader:
-    """Reads all events of a journal.
+    """Reads the events of a journal that have settled.
 
     Args:
         reader: The reader of the journal.
+        settle_seconds: Time that an event waits for amendments; see `Exporter.settle_seconds`.
+
+    Attributes:
+        settling: Merges the amendments.
     """
 
-    def __init__(self, reader: JournalReader) -> None:
+    def __init__(self, reader: JournalReader, settle_seconds: float) -> None:
         self.reader = reader
+        self.settling = Settling(reader, settle_seconds)
 
     def advance(self, *, now: bool = False) -> bool:
         """Decide runs, if that is due.
@@ -91,7 +104,15 @@ class EventReader:
 
     def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
         """Return the next events; see `JournalReader.read`."""
-        return self.select(self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone))
+        until = _earlier(self._decided_until(), self.settling.until(max_bytes))
+        entries = self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone, until=until)
+        remaining, merged = self.settling.merge(entries)
+        read, amendments = self.select(remaining), self.select(merged)
+        return read + Read([], amendments.sampled_out, len(amendments.events))
+
+    def _decided_until(self) -> Mapping[str, Position] | None:
+        """Return the position of each writer before which all runs are decided; None for no limit."""
+        return None
 
     def select(self, entries: Iterable[Entry]) -> Read:
         """Return the events to export."""
@@ -118,13 +139,14 @@ class SampledReader(EventReader):
 
     Args:
         reader: The reader of the journal.
+        settle_seconds: See `EventReader`.
         sampler: The rules.
     """
 
-    def __init__(self, reader: JournalReader, sampler: TailSampler) -> None:
+    def __init__(self, reader: JournalReader, settle_seconds: float, sampler: TailSampler) -> None:
         from ..store import Decisions
 
-        super().__init__(reader)
+        super().__init__(reader, settle_seconds)
         self._sampler = sampler
         self._decider: Decider | None = None
         self._due_at = 0.0
@@ -153,12 +175,8 @@ class SampledReader(EventReader):
         self._due_at = ended + pause if is_complete else ended
         return is_complete
 
-    def read(self, limit: int, max_bytes: int, *, larger_alone: bool = True) -> Read:
-        """Return the next events of kept runs; see `JournalReader.read`."""
-        until = self._decisions.decided_until()
-        return self.select(
-            self.reader.read(limit, max_bytes=max_bytes, larger_alone=larger_alone, until=until)
-        )
+    def _decided_until(self) -> Mapping[str, Position]:
+        return self._decisions.decided_until()
 
     def select(self, entries: Iterable[Entry]) -> Read:
         """Return the events of runs that are kept, with their rate, and of those without a decision."""
@@ -184,6 +202,15 @@ class SampledReader(EventReader):
             self._release()
         finally:
             self._decisions.close()
+
+
+def _earlier(
+    first: Mapping[str, Position] | None, second: Mapping[str, Position] | None
+) -> Mapping[str, Position] | None:
+    """Return the earlier position of each writer; nothing is read of a writer that one limit omits."""
+    if first is None or second is None:
+        return second if first is None else first
+    return {writer: min(first[writer], second[writer]) for writer in first.keys() & second.keys()}
 
 
 def _weighted(event: ExportEvent, decision: Decision) -> ExportEvent:

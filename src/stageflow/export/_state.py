@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from .._files import make_private_below, replace_file
 from .._state_file import StateFile, encode_state, read_state
+from ..journal import Position
 from ._retries import Circuit
 
 __all__ = [
@@ -42,6 +43,8 @@ _REMEDY = (
 
 Count = Annotated[int, Meta(ge=0)]
 
+Merged = dict[str, list[Position]]
+
 
 class ExportCounters(Struct, frozen=True, kw_only=True):
     """The number of events that an exporter read, sent, rejected and sampled out.
@@ -50,7 +53,7 @@ class ExportCounters(Struct, frozen=True, kw_only=True):
 
     Attributes:
         read: Events read from the journal and processed.
-        sent: Events that the target accepted.
+        sent: Events that the target accepted, and amendments that were sent as part of their events.
         duplicates: Number of sent events that the target already had, if it reports them.
         rejected: Events that the target does not accept.
         sampled_out: Events of runs that the sampler does not keep.
@@ -108,6 +111,9 @@ class ExportState(Struct, frozen=True, kw_only=True):
         expired: Rejected events that were deleted because of their age or size.
         backfill: The position in the archive; None if the exporter did not start with the archived events.
         previous_backfill: The same before the last batch.
+        settle_seconds: Maximum time that an event waits for amendments, in seconds.
+        merged: Positions of the amendments after the cursor that were sent as part of their events.
+        previous_merged: The same before the last batch.
     """
 
     version: Literal[1] = 1
@@ -128,6 +134,9 @@ class ExportState(Struct, frozen=True, kw_only=True):
     expired: Count = 0
     backfill: Backfill | None = None
     previous_backfill: Backfill | None = None
+    settle_seconds: float = 0.0
+    merged: Merged = {}
+    previous_merged: Merged = {}
 
     def counters_at(self, position: int) -> ExportCounters:
         """Return the counters that belong to a stored position of the cursor."""
@@ -136,6 +145,10 @@ class ExportState(Struct, frozen=True, kw_only=True):
     def backfill_at(self, position: int) -> Backfill | None:
         """Return the position in the archive that belongs to a stored position of the cursor."""
         return self.previous_backfill if self._is_previous(position) else self.backfill
+
+    def merged_at(self, position: int) -> Merged:
+        """Return the merged amendments that belong to a stored position of the cursor."""
+        return self.previous_merged if self._is_previous(position) else self.merged
 
     def _is_previous(self, position: int) -> bool:
         return position == self.previous_position < self.position

@@ -28,8 +28,9 @@ class ExportStatus(Struct, frozen=True, kw_only=True):
         active: True while a process exports.
         lag_events: Events in the journal that have not been exported yet.
         lag_bytes: Size of these events and of the marks between them, in bytes.
-        lag_seconds: Age of the oldest of these events, in seconds; 0 if there are none.
-        sent: Events that the target accepted.
+        lag_seconds: Age of the oldest of these events, in seconds, minus the time that the exporter waits for
+            amendments; 0 if there are none.
+        sent: Events that the target accepted, and amendments that were sent as part of their events.
         duplicates: Number of sent events that the target already had, if it reports them.
         rejected: Events that the target rejected.
         sampled_out: Events of runs that the sampler does not keep. They are not lost: nothing else counts
@@ -107,7 +108,7 @@ def _status_of(journal: str, name: str) -> ExportStatus:
         active=active,
         lag_events=lag.events,
         lag_bytes=lag.bytes,
-        lag_seconds=max(0.0, age_us / 1_000_000),
+        lag_seconds=max(0.0, age_us / 1_000_000 - state.settle_seconds),
         sent=state.counters.sent,
         duplicates=state.counters.duplicates,
         rejected=state.counters.rejected,

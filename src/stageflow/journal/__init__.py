@@ -22,6 +22,7 @@ from ._cursor import (
 from ._format import (
     REQUIRED as REQUIRED,
     SAMPLE_DECISION as SAMPLE_DECISION,
+    WRITER_CLOSED as WRITER_CLOSED,
     SampleDecision as SampleDecision,
     decode_sample_decision as decode_sample_decision,
     is_timestamp as is_timestamp,
@@ -53,6 +54,7 @@ from ._segments import (
     list_writers as list_writers,
     new_writer as new_writer,
     original_size as original_size,
+    read_after as read_after,
     segment_name as segment_name,
 )
 from ._sink import JournalSink

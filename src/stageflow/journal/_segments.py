@@ -43,6 +43,7 @@ __all__ = [
     "pruned_header",
     "quarantine_file",
     "quarantine_line",
+    "read_after",
     "read_chunk",
     "read_lines",
     "readable",
@@ -312,11 +313,13 @@ class Chunk(Struct, frozen=True):
         end: Offset of the next chunk.
         torn: Number of bytes after the last newline of the file. Its writer is still writing the line, or
             died.
+        sequence: Sequence number of the segment.
     """
 
     lines: list[LineAt]
     end: int
     torn: int
+    sequence: int
 
 
 def read_chunk(segment: Segment, offset: int) -> Chunk:
@@ -332,7 +335,7 @@ def read_chunk(segment: Segment, offset: int) -> Chunk:
     fd = open_regular(segment.path)
     try:
         if segment.pruned:
-            return _read_pruned_chunk(fd, offset)
+            return _read_pruned_chunk(fd, segment.sequence, offset)
         max_bytes = _CHUNK
         data = os.pread(fd, max_bytes, offset)
         end = data.rfind(b"\n") + 1
@@ -343,7 +346,7 @@ def read_chunk(segment: Segment, offset: int) -> Chunk:
     finally:
         os.close(fd)
     torn = len(data) - end if len(data) < max_bytes else 0
-    return Chunk(_split(data[:end], offset), offset + end, torn)
+    return Chunk(_split(data[:end], offset), offset + end, torn, segment.sequence)
 
 
 def _split(data: bytes, offset: int) -> list[LineAt]:
@@ -355,7 +358,7 @@ def _split(data: bytes, offset: int) -> list[LineAt]:
     return lines
 
 
-def _read_pruned_chunk(fd: int, offset: int) -> Chunk:
+def _read_pruned_chunk(fd: int, sequence: int, offset: int) -> Chunk:
     with open(fd, "rb", closefd=False) as file:
         content = file.read()
     header = pruned_header(content)
@@ -363,7 +366,7 @@ def _read_pruned_chunk(fd: int, offset: int) -> Chunk:
     lines = [
         LineAt(at, text) for at, text in zip(header.offsets, texts, strict=True) if at >= offset and text
     ]
-    return Chunk(lines, header.size, len(torn))
+    return Chunk(lines, header.size, len(torn), sequence)
 
 
 def split_pruned(content: bytes) -> tuple[bytes, bytes]:
@@ -434,6 +437,29 @@ def read_lines(segment: Segment) -> Iterator[LineAt]:
             return
         yield from chunk.lines
         offset = chunk.end
+
+
+def read_after(segments: Iterable[Segment], position: tuple[int, int]) -> Chunk | None:
+    """Return the next lines of a writer after a position in its segments; None if there are none yet.
+
+    List the segments before each call: a segment with a successor in the list is complete.
+
+    Args:
+        segments: The segments of the writer.
+        position: The sequence number of a segment, and an offset in it.
+
+    Raises:
+        FileNotFoundError: A segment was deleted since it was listed.
+        OSError: A segment cannot be read.
+    """
+    at, offset = position
+    for segment in segments:
+        if segment.sequence >= at:
+            start = offset if segment.sequence == at else 0
+            chunk = read_chunk(segment, start)
+            if chunk.end > start:
+                return chunk
+    return None
 
 
 def find_lines(segment: Segment, *prefixes: bytes) -> Iterator[bytes]:

@@ -182,6 +182,11 @@ function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableP
                     : []),
                 ]}
               />
+              {/* A narrow window has no columns for these. */}
+              <div class="small small-only">
+                {rate}: {percent(row.rate)} with it, {percent(row.other_rate)} without it; chance (q){" "}
+                {qValue(row.q_value)}
+              </div>
               <div class="small muted">{remarks(row, index, rows, explanation, sameTime)}</div>
             </td>
             <td class="share" data-label="Selection">

@@ -388,12 +388,12 @@ type RejectionProperties = { rejected: Rejected; replace: (term: string) => void
 /** Why a term was rejected, and what may have been meant. */
 function Rejection({ rejected: { term, problem }, replace, remove }: RejectionProperties): JSX.Element {
   const [, text = problem.title, , meant] =
-    /^(.*?)( in '.*')?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
+    /^(.*?)( in (?:'.*'|".*"))?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
   const name = /^unknown field '(.+?)'/.exec(problem.title)?.[1];
   const field = meant?.replace(/^'(.*)'$/, "$1");
   return (
     <div class="rejection" role="alert">
-      <span>{text.replace(/ in '.*'$/s, "")}.</span>
+      <span>{text.replace(/ in ('.*'|".*")$/s, "")}.</span>
       {name && field && /^("[^"]+"|[\w.]+)$/.test(field) && (
         <button
           type="button"

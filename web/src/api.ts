@@ -31,9 +31,11 @@ export type Change = {
 /** A suggestion of the filter bar. */
 export type Completion = {
   text: string;
-  kind: "field" | "value";
+  kind: "field" | "stage field" | "value";
   count: number | null;
   type: string | null;
+  usefulness: number | null;
+  synonyms: string[];
 };
 
 /** Suggestions: all fields with `GET /api/complete`, values with `GET /api/complete?field=F&prefix=P`. */
@@ -82,6 +84,7 @@ export type Difference = {
 export type Differences = {
   snapshot: number;
   explanation: Explanation;
+  same_time: SameTime | null;
   command: string;
   markdown: string;
 };
@@ -385,6 +388,15 @@ export type SameError = {
   last_at: string;
 };
 
+/** The rows of the time range of a selection that are not selected. */
+export type SameTime = {
+  since: string;
+  until: string;
+  against: string;
+  count: number;
+  differences: TimeBound[];
+};
+
 /** Counts, failure rates and durations over time: `GET /api/series?by=FIELD`. */
 export type Series = {
   snapshot: number;
@@ -404,6 +416,7 @@ export type Series = {
 export type SeriesGroup = {
   name: string | null;
   where: string | null;
+  rank: number | null;
   total: GroupTotal | null;
   count: number[];
   failed: number[];
@@ -534,6 +547,12 @@ export type Status = {
   viewers: number;
   queries: number;
   cache_bytes: number;
+};
+
+/** A difference that is due to the time of the selection. */
+export type TimeBound = {
+  description: string;
+  share: number;
 };
 
 /** The typical duration of a stage or a run in its pipeline, from those that ended OK. */

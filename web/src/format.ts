@@ -5,6 +5,9 @@ import { zone } from "./settings";
 
 export { duration };
 
+/** The name of the rows in which a field has no value. */
+export const NO_VALUE = "no value";
+
 /** 18,204. */
 export function count(value: number | null | undefined): string {
   if (value === null || value === undefined) return NONE;

@@ -26,6 +26,7 @@ from ._backfill import (
     unpin_archive as unpin_archive,
 )
 from ._columns import (
+    ATTRIBUTE as ATTRIBUTE,
     COLUMNS as COLUMNS,
     DATA_PATHS as DATA_PATHS,
     FAILED as FAILED,
@@ -54,6 +55,7 @@ from ._explain._selected import (
     may_be_run_id as may_be_run_id,
     select as select,
 )
+from ._field_names import SYNONYMS as SYNONYMS
 from ._findings import OverviewFinding, time_range as time_range
 from ._interruption import Interruption
 from ._losses import LostFile
@@ -78,6 +80,7 @@ from ._selection import (
     as_predicate as as_predicate,
     compare_with_earlier as compare_with_earlier,
     condition as condition,
+    field_sql as field_sql,
     parenthesized as parenthesized,
     resolve_field as resolve_field,
 )

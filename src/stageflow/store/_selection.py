@@ -15,6 +15,7 @@ from .._timeparse import parse_duration, parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import OTHER_IDS, RunFilter
 from ._columns import ATTRIBUTE, FAILED, SCHEMAS, columns_of, quoted, text
+from ._field_names import similar_field
 from ._sandbox import check_reads_views_only, parse, parts
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "check_encodable",
     "compare_with_earlier",
     "condition",
+    "field_sql",
     "fields_of",
     "hint_for_text",
     "named_fields",
@@ -287,11 +289,15 @@ def as_query_error(
 
 def unknown_field(name: str, known: Collection[str], sql: str, hint: str | None = None) -> QueryError:
     """Return the error about an unknown field, which suggests the closest one."""
-    near = f'; did you mean "attributes.{name}"?' if f"attributes.{name}" in known else ""
     where = "" if sql == name else f" in {sql!r}"
-    return QueryError(
-        f"unknown field {name!r}{where}{near or did_you_mean(name, known)}", sql=sql, hint=hint or FIELDS_HINT
-    )
+    return QueryError(f"unknown field {name!r}{where}{_near(name, known)}", sql=sql, hint=hint or FIELDS_HINT)
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    field = similar_field(name, known)
+    if field is None:
+        return ""
+    return f'; did you mean "{field}"?' if "." in field else f"; did you mean {field!r}?"
 
 
 def hint_for_text(
@@ -327,6 +333,28 @@ def resolve_field(connection: DuckDBPyConnection, over: Over, name: str) -> str:
         if candidate in by_lower_case:
             return by_lower_case[candidate]
     raise unknown_field(name, known, name)
+
+
+def field_sql(connection: DuckDBPyConnection, over: Over, name: str) -> tuple[str, str]:
+    """Return the name of a field and its SQL expression: a column, or a field of a stage of a run.
+
+    Args:
+        connection: A connection with the views.
+        over: The view of the rows.
+        name: A column, an attribute with or without the prefix `attributes.`, or a displayed name:
+            "stage/field" for a stage of a run, "run/field" for the run of a stage.
+
+    Raises:
+        QueryError: There is no such field or stage.
+    """
+    found = _DISPLAYED.fullmatch('"{}"'.format(name.replace('"', '""')))
+    if found is None or (place := _stage_field(found)) is None:
+        field = resolve_field(connection, over, name)
+        return field, quoted(field)
+    stage, field = place
+    _check_stages(connection, found[0])
+    resolve_field(connection, "runs" if stage == _RUN else "stages", field)
+    return name, _as_sql(found)
 
 
 def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:

@@ -198,6 +198,9 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
     Attributes:
         name: Value of the field by which the series is grouped; None for all rows or a missing value.
         where: The predicate that selects the group; None for all rows.
+        rank: The position of the value among all values of the field, in the order in which they first
+            occurred, from 0 on. It depends on no filter and no time range, so a chart can derive the color of
+            the value from it. None for all rows, or for a missing value.
         total: The group in the whole time range; None if the rows are not grouped.
         count: Number of rows.
         failed: Number of failures.
@@ -209,6 +212,7 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
 
     name: str | None
     where: str | None
+    rank: int | None
     total: GroupTotal | None
     count: tuple[float, ...]
     failed: tuple[float, ...]
@@ -436,18 +440,55 @@ class Facets(Struct, frozen=True, kw_only=True):
     sampled: int | None
 
 
+class TimeBound(Struct, frozen=True, kw_only=True):
+    """A difference that is due to the time of the selection.
+
+    (Nearly) all other rows of the same time meet the condition too, but the rest as a whole does not.
+
+    Attributes:
+        description: The description of the difference.
+        share: The share of the other rows of the same time that meet the condition, 0 to 1.
+    """
+
+    description: str
+    share: float
+
+
+class SameTime(Struct, frozen=True, kw_only=True):
+    """The rows of the time range of a selection that are not selected.
+
+    Attributes:
+        since: When the first selected row started, RFC 3339.
+        until: When the last one started.
+        against: The predicate of the time range, to compare the selection with these rows only.
+        count: Number of the other rows in the time range.
+        differences: The differences that are due to the time, such as a version that was released before.
+    """
+
+    since: str
+    until: str
+    against: str
+    count: float
+    differences: tuple[TimeBound, ...]
+
+
 class Differences(Struct, frozen=True, kw_only=True):
     """How a selection differs from the rest: `GET /api/differences?select=PREDICATE`.
+
+    With `against=PREDICATE`, the rest consists of the other rows that match this predicate.
 
     Attributes:
         snapshot: Number of the snapshot.
         explanation: The result of `EventStore.explain`.
+        same_time: The other rows of the time of the selection; None if the comparison is already restricted
+            to them, or if no difference is due to the time.
         command: The equivalent command line.
         markdown: The result as compact Markdown, to paste into a chat with an assistant.
     """
 
     snapshot: int
     explanation: Explanation
+    same_time: SameTime | None
     command: str
     markdown: str
 
@@ -554,16 +595,21 @@ class Completion(Struct, frozen=True, kw_only=True):
     """A suggestion of the filter bar.
 
     Attributes:
-        text: The text that it inserts.
-        kind: A field or a value.
+        text: The text that it inserts; for a field of a stage of a run, "stage/field".
+        kind: A field of the rows, a field of a stage of a run, or a value.
         count: Number of rows with the value; None for a field.
         type: "text", "number", "time", "boolean" or "list" for a field; None for a value.
+        usefulness: How useful it is to group by the field: the higher, the more useful. None for a value, and
+            for fields by which it is not useful to group, such as ids and numbers.
+        synonyms: Other names of the field.
     """
 
     text: str
-    kind: Literal["field", "value"]
+    kind: Literal["field", "stage field", "value"]
     count: float | None = None
     type: str | None = None
+    usefulness: int | None = None
+    synonyms: tuple[str, ...] = ()
 
 
 class Completions(Struct, frozen=True, kw_only=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..store import PinnedStore, count_if, quoted, resolve_field, text
+from ..store import ATTRIBUTE, SYNONYMS, PinnedStore, count_if, field_sql, quoted, text
 from ._api import Completion, Completions
+from ._facets import shown_fields
 from ._question import Question
 
 if TYPE_CHECKING:
@@ -18,6 +20,33 @@ _MAX_LENGTH = 200
 
 _TYPES = {"BOOLEAN": "boolean", "VARCHAR": "text", "DATE": "time"}
 _HIDDEN = ("segment", "sample_reason", "rest")
+_GROUPED = ("VARCHAR", "BOOLEAN")
+"""The types of fields by which rows are grouped."""
+
+_OF_STAGES = ("status", "error_type", "attempts", "duration_ms", "queue_ms")
+"""The fields of stages that are suggested for runs, in addition to attributes."""
+
+_NO_GROUPS = ("request_id", "session_id", "schema_version", "error", "error_fingerprint")
+"""Fields that identify a request or an error, or that are too long for a legend."""
+
+_COMMON = (
+    "pipeline_name",
+    "stage_name",
+    "outcome",
+    "status",
+    "service_version",
+    "org_id",
+    "environment",
+    "host",
+    "error_type",
+)
+"""The fields by which people group most often, most frequent first."""
+
+_NEWEST = 20_000
+"""Number of the newest rows in which the values of fields are counted."""
+
+_ROWS_OF_A_VALUE, _FEW = 10, 10
+"""A field whose values have fewer rows on average is an id, if it has more than a few values."""
 
 
 def complete(store: PinnedStore, question: Question, snapshot: int) -> Completions:
@@ -35,12 +64,87 @@ def complete(store: PinnedStore, question: Question, snapshot: int) -> Completio
 
 
 def _fields(cursor: DuckDBPyConnection, question: Question) -> list[Completion]:
-    described = cursor.execute(f"describe select * from {question.over}").fetchall()
+    described = {name: str(kind) for name, kind in _described(cursor, question.over) if name not in _HIDDEN}
+    shown = shown_fields(cursor, question.over)
+    values = _values_of(cursor, question.over, list(shown)).get("", {})
+    of_stages = _fields_of_stages(cursor) if question.over == "runs" else []
+    # The view of the runs has a column for each attribute of a stage too.
+    elsewhere = {each.text.partition("/")[2] for each in of_stages}
+    of_stages_only = {name for name, counts in values.items() if not counts.rows and name in elsewhere}
     return [
-        Completion(text=name, kind="field", type=_type(str(kind)))
-        for name, kind, *_ in sorted(described)
-        if name not in _HIDDEN
+        Completion(
+            text=name,
+            kind="field",
+            type=_type(kind),
+            usefulness=_usefulness(name, values.get(name)) if kind in _GROUPED and name in shown else None,
+            synonyms=SYNONYMS.get(name, ()),
+        )
+        for name, kind in sorted(described.items())
+        if name not in of_stages_only
+    ] + of_stages
+
+
+def _fields_of_stages(cursor: DuckDBPyConnection) -> list[Completion]:
+    """Return the fields of the stages of runs: the attributes, and how the stage ended."""
+    kinds = {
+        name: str(kind)
+        for name, kind in _described(cursor, "stages")
+        if name.startswith(ATTRIBUTE) or name in _OF_STAGES
+    }
+    values = _values_of(cursor, "stages", list(kinds), by_stage=True)
+    return [
+        Completion(
+            text=f"{stage}/{name}",
+            kind="stage field",
+            type=_type(kinds[name]),
+            usefulness=_usefulness(name, counts) if kinds[name] in _GROUPED else None,
+        )
+        for stage, fields in sorted(values.items())
+        for name, counts in sorted(fields.items())
+        if counts.rows and "/" not in stage
     ]
+
+
+def _described(cursor: DuckDBPyConnection, over: str) -> list[tuple[str, str]]:
+    return [row[:2] for row in cursor.execute(f"describe select * from {over}").fetchall()]
+
+
+class _Counts(NamedTuple):
+    """The number of rows with a value, and the number of different values."""
+
+    rows: int
+    distinct: int
+
+
+def _values_of(
+    cursor: DuckDBPyConnection, over: str, names: Sequence[str], *, by_stage: bool = False
+) -> dict[str, dict[str, _Counts]]:
+    """Return the counts of each field in the newest rows, by stage; without stages, for an empty name."""
+    if not names:
+        return {}
+    stage, ended = ("stage_name", "where status <> 'RETRY'") if by_stage else ("''", "")
+    columns = ", ".join(map(quoted, names))
+    counts = ", ".join(f"count({quoted(name)}), approx_count_distinct({quoted(name)})" for name in names)
+    found = cursor.execute(f"""
+        select stage, {counts} from (
+            select {stage} as stage, {columns} from {over} {ended} order by started_at desc limit {_NEWEST}
+        ) where stage is not null group by stage""").fetchall()
+    return {
+        row[0]: {name: _Counts(row[1 + 2 * at], row[2 + 2 * at]) for at, name in enumerate(names)}
+        for row in found
+    }
+
+
+def _usefulness(name: str, counts: _Counts | None) -> int | None:
+    """Return how useful it is to group by a field; None for ids, which have about as many values as rows."""
+    if counts is None or not counts.rows or name in _NO_GROUPS:
+        return None
+    if counts.distinct * _ROWS_OF_A_VALUE > counts.rows and counts.distinct > _FEW:
+        return None
+    # A chart shows ten values: a field with more of them is less useful, and one value shows nothing.
+    first = 3 if 2 <= counts.distinct <= _FEW else 2 if counts.distinct > _FEW else 1
+    known = len(_COMMON) - _COMMON.index(name) if name in _COMMON else 0
+    return 100 * first + 10 * min(known, 9) + (1 if name.startswith(ATTRIBUTE) else 0)
 
 
 def _type(kind: str) -> str:
@@ -50,7 +154,7 @@ def _type(kind: str) -> str:
 
 
 def _values(cursor: DuckDBPyConnection, question: Question) -> list[Completion]:
-    field = quoted(resolve_field(cursor, question.over, str(question.field)))
+    _, field = field_sql(cursor, question.over, str(question.field))
     value = f"{field}::varchar"
     prefix = f"and starts_with(lower({value}), {text(question.prefix.lower())})" if question.prefix else ""
     found = cursor.execute(

@@ -58,10 +58,13 @@ def facets(store: PinnedStore, question: Question, snapshot: int) -> Facets:
 
 def _facets(cursor: DuckDBPyConnection, question: Question, snapshot: int) -> Facets:
     selected = f"coalesce({parenthesized(question.select)}::boolean, false)" if question.select else "true"
-    rows = f"select *, {selected} as selected from {question.over} where {question.condition}"
+    condition = question.condition
+    if question.against is not None:
+        condition += f" and ({selected} or {parenthesized(question.against)})"
+    rows = f"select *, {selected} as selected from {question.over} where {condition}"
     counted = cursor.execute(
         f"select {count_if('selected')}, {count_if('not selected')}, count(*) filter (selected), count(*)"
-        f" from (select sample_rate, {selected} as selected from {question.over} where {question.condition})"
+        f" from (select sample_rate, {selected} as selected from {question.over} where {condition})"
     ).fetchone()
     assert counted is not None
     selection, rest, selected_rows, all_rows = counted

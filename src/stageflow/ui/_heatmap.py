@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from .._time import epoch_us, rfc3339
 from ..errors import QueryError
-from ..store import PinnedStore, count_if, parenthesized, quoted, resolve_field
+from ..store import PinnedStore, count_if, field_sql, parenthesized, quoted
 from ._api import Cell, Heatmap
 from ._question import Question
 
@@ -87,11 +87,11 @@ def heatmap(store: PinnedStore, question: Question, snapshot: int) -> Heatmap:
 
 
 def _heatmap(cursor: DuckDBPyConnection, store: PinnedStore, question: Question, snapshot: int) -> Heatmap:
-    field = resolve_field(cursor, question.over, question.measure)
+    field, expression = field_sql(cursor, question.over, question.measure)
     measure = quoted(field)
-    _check_numeric(cursor, question, field)
+    _check_numeric(cursor, question, field, expression)
     selected = f"coalesce({parenthesized(question.select)}::boolean, false)" if question.select else "false"
-    rows = f"""select started_at, {finite(measure)} as value, sample_rate, failed,
+    rows = f"""select started_at, {finite(expression)} as value, sample_rate, failed,
         {selected} as selected
         from {question.over} where {question.condition}"""
     summary = cursor.execute(f"""
@@ -133,7 +133,7 @@ def _heatmap(cursor: DuckDBPyConnection, store: PinnedStore, question: Question,
         count=float(count),
         missing=float(missing),
         estimated=store.weighted,
-        sql=f"select started_at, {measure} from {question.over} where {question.condition}",
+        sql=f"select started_at, {expression} as value from {question.over} where {question.condition}",
     )
 
 
@@ -153,8 +153,8 @@ def _axis(
     return axis if all(map(operator.lt, axis.edges, axis.edges[1:])) else _Axis(low, high, 1, False)
 
 
-def _check_numeric(cursor: DuckDBPyConnection, question: Question, field: str) -> None:
-    described = cursor.execute(f"describe select {quoted(field)} from {question.over}").fetchall()
+def _check_numeric(cursor: DuckDBPyConnection, question: Question, field: str, expression: str) -> None:
+    described = cursor.execute(f"describe select {expression} from {question.over}").fetchall()
     kind = str(described[0][1])
     if kind not in ("DOUBLE", "FLOAT", "BIGINT", "INTEGER", "HUGEINT", "SMALLINT", "UBIGINT", "TINYINT"):
         raise QueryError(

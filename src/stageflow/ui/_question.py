@@ -36,8 +36,9 @@ class Question(Struct, frozen=True, kw_only=True):
         since: Only rows that started at or after this time, RFC 3339.
         until: Only rows that started before this time, RFC 3339.
         select: SQL predicate of the selection, which is compared with the rest of the rows.
-        measure: The numeric field of a heatmap; default `duration_ms`.
-        by: The field by which a series is grouped.
+        against: SQL predicate of the rows with which the selection is compared; None for all other rows.
+        measure: The numeric field of a heatmap, also of a stage; default `duration_ms`.
+        by: The field by which a series is grouped, also of a stage.
         columns: Maximum number of time steps, at most 200.
         rows: Maximum number of intervals of the measure, at most 60.
         previous: Whether to include the same time range one week earlier.
@@ -57,6 +58,7 @@ class Question(Struct, frozen=True, kw_only=True):
     since: str | None = None
     until: str | None = None
     select: str | None = None
+    against: str | None = None
     measure: str = "duration_ms"
     by: str | None = None
     columns: int = 120
@@ -90,13 +92,16 @@ class Question(Struct, frozen=True, kw_only=True):
         times = {name: _time(name, given.get(name), now) for name in ("since", "until")}
         if times["since"] is not None and times["until"] is not None and times["until"] <= times["since"]:
             raise InvalidArgumentError("until must be later than since")
-        where, select = given.get("where"), given.get("select")
+        predicates = {
+            name: as_predicate(given[name]) for name in ("where", "select", "against") if name in given
+        }
         return cls(
             over=_one_of("over", given.get("over", "runs"), _OVERS),
-            where=None if where is None else as_predicate(where),
+            where=predicates.get("where"),
             since=times["since"],
             until=times["until"],
-            select=None if select is None else as_predicate(select),
+            select=predicates.get("select"),
+            against=predicates.get("against"),
             measure=given.get("measure", "duration_ms"),
             by=given.get("by"),
             columns=_number("columns", given.get("columns", "120"), 200),
@@ -126,7 +131,7 @@ class Question(Struct, frozen=True, kw_only=True):
     @property
     def predicates(self) -> tuple[str | None, ...]:
         """The predicates of the user, which must be validated."""
-        return (self.where, self.select)
+        return (self.where, self.select, self.against)
 
 
 def _time(name: str, text: str | None, now: datetime) -> str | None:

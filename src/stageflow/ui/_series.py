@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec import Struct
 
 from .._time import epoch_us, rfc3339
 from ..store import (
@@ -12,11 +14,11 @@ from ..store import (
     Over,
     PinnedStore,
     count_if,
+    field_sql,
     first_sightings,
     percentiles,
     quoted,
     ranked,
-    resolve_field,
     text,
     time_range,
 )
@@ -110,12 +112,16 @@ def _series(
     sightings: Sequence[FirstSighting] | None,
 ) -> Series:
     steps = steps_of(cursor, question)
-    field = resolve_field(cursor, question.over, question.by) if question.by is not None else None
-    groups, others = _groups(cursor, question, field)
-    measured = [_group(cursor, question, steps, weighted, name, where) for name, where in groups]
+    field, others = None, 0
+    if question.by is None:
+        measured = [_all_rows(cursor, question, steps, weighted)]
+    else:
+        field, expression = field_sql(cursor, question.over, question.by)
+        groups, others = _groups(cursor, question, field, expression)
+        measured = _grouped(cursor, question, steps, weighted, expression, groups)
     previous = None
     if question.previous:
-        found = _group(cursor, question, steps, weighted, None, None, shift_us=_WEEK_US)
+        found = _all_rows(cursor, question, steps, weighted, shift_us=_WEEK_US)
         previous = found if any(found.count) else None
     if sightings is None:
         sightings = first_sightings(cursor, question.since, question.until)
@@ -136,72 +142,127 @@ def _series(
     )
 
 
+class _Group(Struct, frozen=True):
+    """The rows of one line: the value, the predicate, and the position of the value; see `SeriesGroup`."""
+
+    name: str | None
+    where: str
+    rank: int | None
+
+
 def _groups(
-    cursor: DuckDBPyConnection, question: Question, field: str | None
-) -> tuple[list[tuple[str | None, str | None]], int]:
-    """Return the name and the predicate of each group, and the number of other groups."""
-    if field is None:
-        return [(None, None)], 0
-    column = quoted(field)
-    found = cursor.execute(
-        f"select {column}::varchar as name, {count_if()} as count from {question.over}"
-        f" where {question.condition} group by 1 order by 2 desc, 1"
-    ).fetchall()
-    groups: list[tuple[str | None, str | None]] = [
-        (name, f"{column} is null" if name is None else f"{column}::varchar = {text(name)}")
-        for name, _ in found[:_MAX_GROUPS]
+    cursor: DuckDBPyConnection, question: Question, field: str, expression: str
+) -> tuple[list[_Group], int]:
+    """Return the groups with the most rows, and the number of other groups."""
+    found = cursor.execute(f"""
+        with valued as (
+            select {expression} as value, started_at, sample_rate, {question.condition} as matches
+            from {question.over}
+        )
+        select value::varchar as name, {count_if("matches")} as count,
+            rank() over (order by name is null, min(started_at), name) - 1, any_value(typeof(value))
+        from valued group by name order by 2 desc, 1""").fetchall()
+    present = [row for row in found if row[1] > 0]
+    groups = [
+        _Group(name, _equals(field, name, kind), rank if name is not None else None)
+        for name, _, rank, kind in present[:_MAX_GROUPS]
     ]
-    return groups, max(len(found) - _MAX_GROUPS, 0)
+    return groups, max(len(present) - _MAX_GROUPS, 0)
 
 
-def _group(
-    cursor: DuckDBPyConnection,
-    question: Question,
-    steps: Steps,
-    weighted: bool,
-    name: str | None,
-    where: str | None,
-    *,
-    shift_us: int = 0,
-) -> SeriesGroup:
-    condition = _shifted(question, steps, shift_us) if shift_us else question.condition
-    if where is not None:
-        condition += f" and {where}"
-    index = steps.index(shift_us)
-    by_step = _measured(cursor, question.over, condition, steps, index, weighted)
-    empty: Sequence[Any] = (0.0, 0.0, None, None, None, None)
-    values = [by_step.get(step, empty) for step in range(steps.count)]
-    total = None
-    if where is not None:
-        inside = f"case when {index} between 0 and {steps.count - 1} then 0 end"
-        (found,) = _measured(cursor, question.over, condition, steps, inside, weighted).values() or (empty,)
-        total = GroupTotal(**dict(zip(_STATS, found, strict=True)))
-    return SeriesGroup(
-        name=name,
-        where=where,
-        total=total,
-        **{stat: tuple(found[n] for found in values) for n, stat in enumerate(_STATS)},
-    )
+def _equals(field: str, name: str | None, kind: str) -> str:
+    """Return the predicate of a group, as short as the filter bar shows it."""
+    column = quoted(field)
+    if name is None:
+        return f"{column} is null"
+    if kind == "VARCHAR":
+        return f"{column} = {text(name)}"
+    if kind == "BOOLEAN":
+        return f"{column} = {name}"
+    return f"{column}::varchar = {text(name)}"
 
 
 _STATS = ("count", "failed", "failure_rate", "p50_ms", "p95_ms", "p99_ms")
 
+_Values: TypeAlias = Sequence[Any]
+"""The values of `_STATS`."""
+
+_NO_ROWS: _Values = (0.0, 0.0, None, None, None, None)
+
+
+def _all_rows(
+    cursor: DuckDBPyConnection, question: Question, steps: Steps, weighted: bool, *, shift_us: int = 0
+) -> SeriesGroup:
+    condition = _shifted(question, steps, shift_us) if shift_us else question.condition
+    found = _measured(cursor, question.over, condition, steps, steps.index(shift_us), weighted)
+    by_step = {step: values for (_, step), values in found.items()}
+    return SeriesGroup(name=None, where=None, rank=None, total=None, **_columns(by_step, steps))
+
+
+def _grouped(
+    cursor: DuckDBPyConnection,
+    question: Question,
+    steps: Steps,
+    weighted: bool,
+    expression: str,
+    groups: list[_Group],
+) -> list[SeriesGroup]:
+    """Measure all groups at once: a field of a stage is joined to the runs only twice."""
+    index = steps.index()
+    inside = f"case when {index} between 0 and {steps.count - 1} then 0 end"
+    found, totals = (
+        _measured(cursor, question.over, question.condition, steps, each, weighted, expression, groups)
+        for each in (index, inside)
+    )
+    return [
+        SeriesGroup(
+            name=group.name,
+            where=group.where,
+            rank=group.rank,
+            total=GroupTotal(**dict(zip(_STATS, totals.get((group.name, 0), _NO_ROWS), strict=True))),
+            **_columns({step: values for (name, step), values in found.items() if name == group.name}, steps),
+        )
+        for group in groups
+    ]
+
+
+def _columns(by_step: dict[int, _Values], steps: Steps) -> dict[str, Any]:
+    values = [by_step.get(step, _NO_ROWS) for step in range(steps.count)]
+    return {stat: tuple(found[n] for found in values) for n, stat in enumerate(_STATS)}
+
 
 def _measured(
-    cursor: DuckDBPyConnection, over: Over, condition: str, steps: Steps, index: str, weighted: bool
-) -> dict[int, Sequence[Any]]:
-    """Return the values of `_STATS` of the rows of each step."""
+    cursor: DuckDBPyConnection,
+    over: Over,
+    condition: str,
+    steps: Steps,
+    index: str,
+    weighted: bool,
+    expression: str = "null",
+    groups: Sequence[_Group] = (),
+) -> dict[tuple[str | None, int], _Values]:
+    """Return the values of `_STATS` of the rows of each group and step."""
     ended = "status <> 'RETRY'" if over == "stages" else "true"
-    rows = f"select *, {index} as step from {over} where {condition} and {ended}"
-    ran = f"case when {'attempts > 0' if over == 'stages' else 'true'} then duration_ms end"
+    rows = (
+        f"select status, duration_ms, failed, sample_rate, {'attempts' if over == 'stages' else '1'} as ran,"
+        f" {index} as step, {expression}::varchar as of_group from {over} where {condition} and {ended}"
+    )
+    names = [text(group.name) for group in groups if group.name is not None]
+    if groups:
+        rows = f"select * from ({rows}) where of_group is null or of_group in ({', '.join(names) or 'null'})"
     found = cursor.execute(f"""
-        select step, {count_if()}, {count_if("failed")}, {count_if("failed is not null")},
+        select of_group, step, {count_if()}, {count_if("failed")}, {count_if("failed is not null")},
             {percentiles((0.5, 0.95, 0.99), weighted=weighted)}
-        from {ranked(rows, ran, ["step"], weighted=weighted)}
-        where step >= 0 and step < {steps.count} group by step""").fetchall()
+        from {ranked(rows, "case when ran > 0 then duration_ms end", ["of_group", "step"], weighted=weighted)}
+        where step >= 0 and step < {steps.count} group by of_group, step""").fetchall()
     return {
-        int(step): (float(count), float(failed), failed / known if known else None, *(ranks or (None,) * 3))
-        for step, count, failed, known, ranks in found
+        (name, int(step)): (
+            float(count),
+            float(failed),
+            failed / known if known else None,
+            *(ranks or (None,) * 3),
+        )
+        for name, step, count, failed, known, ranks in found
     }
 
 

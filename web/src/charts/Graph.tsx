@@ -103,8 +103,12 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
   );
 }
 
+/** Cut a name in the middle, because names often differ at their end. */
 function shorten(name: string): string {
-  return name.length > MOST ? `${name.slice(0, MOST - 1)}…` : name;
+  const characters = [...name];
+  if (characters.length <= MOST) return name;
+  const end = MOST >> 1;
+  return `${characters.slice(0, MOST - 1 - end).join("")}…${characters.slice(-end).join("")}`;
 }
 
 type Arranged = {

@@ -8,6 +8,7 @@ import type { Box } from "../predicate";
 import { dark, zone } from "../settings";
 import { useStore } from "../store";
 import { ramp, shade } from "./colours";
+import { MarkLines } from "./Marks";
 import { logTicks, linearTicks, positionIn, timeTicks } from "./scale";
 import { useWidth } from "./size";
 
@@ -189,20 +190,7 @@ export function Heatmap({
         onBlur={leave}
       >
         <canvas ref={canvas} />
-        {marks.map((mark) => {
-          const share = (Date.parse(mark.at) - since) / (until - since);
-          if (!(share >= 0 && share <= 1)) return null;
-          return (
-            <div
-              key={mark.kind + mark.label + mark.at}
-              class={`vmark ${mark.kind}`}
-              style={{ left: `${share * 100}%` }}
-              title={`${mark.kind}: ${mark.label}, ${mark.kind === "alert" ? "from" : "first at"} ${shortTime(mark.at, "second")}${mark.until ? ` to ${shortTime(mark.until, "second")}` : ""}`}
-            >
-              {mark.kind === "version" && <span class={share > 0.85 ? "flip" : ""}>{mark.label}</span>}
-            </div>
-          );
-        })}
+        <MarkLines marks={marks} since={since} until={until} width={plot.width} />
         {selected && <div class={`box ${anchor ? "drawing" : ""}`} style={place(selected, columns, rows)} />}
         {cursor && (
           <div

@@ -5,10 +5,12 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import type { Mark } from "../api";
 import { shortTime } from "../format";
+import { Middle } from "../parts/Middle";
 import { Link } from "../router";
 import { dark, zone } from "../settings";
 import { useStore } from "../store";
 import { token } from "./colours";
+import { MarkLines } from "./Marks";
 import { timeTicks } from "./scale";
 import { useWidth } from "./size";
 
@@ -64,6 +66,7 @@ export function LineChart({
   const isDark = useStore(dark);
   const times = useStore(zone);
   const [index, setIndex] = useState<number | null>(null);
+  const [plot, setPlot] = useState({ left: 0, top: 0, width: 0, height: 0 });
   const calls = useRef({ onRange, onStep });
   calls.current = { onRange, onStep };
   const start = Date.parse(since) / 1000;
@@ -72,6 +75,9 @@ export function LineChart({
     calls.current.onStep(new Date(at).toISOString(), new Date(at + step_s * 1000).toISOString());
   };
   const steps = lines[0]?.values.length ?? 0;
+  // The horizontal axis ends at the start of the last step.
+  const from = start * 1000;
+  const to = (start + Math.max(steps - 1, 1) * step_s) * 1000;
 
   useEffect(() => {
     if (!target.current || width === 0 || steps === 0) return undefined;
@@ -84,7 +90,7 @@ export function LineChart({
     const options: uPlot.Options = {
       width,
       height,
-      padding: [8, 8, 0, 0],
+      padding: [marks.length ? 20 : 8, 8, 0, 0],
       legend: { show: false },
       cursor: {
         sync: { key: SYNC.key },
@@ -128,7 +134,9 @@ export function LineChart({
             });
           },
         ],
-        draw: [(self) => drawMarks(self, marks)],
+        drawClear: [(self) => drawAlerts(self, marks)],
+        // The marks have labels and tooltips, so they are elements.
+        setSize: [(self) => setPlot(plotOf(self))],
         setCursor: [(self) => setIndex(self.cursor.idx ?? null)],
         setSelect: [
           (self) => {
@@ -150,6 +158,7 @@ export function LineChart({
       if (points) points.show = line.values.some((_, each) => isLonely(line.values, each));
     }
     chart.current = new uPlot(options, data as uPlot.AlignedData, target.current);
+    setPlot(plotOf(chart.current));
     return () => {
       chart.current?.destroy();
       chart.current = null;
@@ -178,7 +187,7 @@ export function LineChart({
       <figcaption>
         {title && <strong>{title}</strong>}
         <span class="muted">{at ?? ""}</span>
-        {(lines.length > 1 || at ? lines : []).map((line) => (
+        {(lines.length > 1 || lines[0]?.to || at ? lines : []).map((line) => (
           <span key={line.label} class="key">
             <svg width="12" height="12" aria-hidden="true">
               <line
@@ -191,7 +200,13 @@ export function LineChart({
                 stroke-dasharray={line.dashed ? "3 2" : ""}
               />
             </svg>
-            {line.to ? <Link to={line.to}>{line.label}</Link> : line.label}
+            {line.to ? (
+              <Link to={line.to} title={`Only ${line.label}`}>
+                <Middle text={line.label} title={false} />
+              </Link>
+            ) : (
+              <Middle text={line.label} />
+            )}
             <b>{at ? format(line.values[shownAt]) : ""}</b>
           </span>
         ))}
@@ -205,6 +220,19 @@ export function LineChart({
         style={{ height: `${height}px` }}
         onKeyDown={press}
       />
+      {plot.width > 0 && (
+        <div
+          class="marks"
+          style={{
+            left: `${plot.left}px`,
+            width: `${plot.width}px`,
+            height: `${plot.height}px`,
+            bottom: `${height - plot.top - plot.height}px`,
+          }}
+        >
+          <MarkLines marks={marks} since={from} until={to} width={plot.width} />
+        </div>
+      )}
       <span class="unseen" aria-live="polite">
         {at && document.activeElement === target.current
           ? `${at}: ${lines.map((line) => `${line.label} ${format(line.values[shownAt])}`).join(", ")}`
@@ -237,29 +265,22 @@ function ticksOf(self: uPlot): ReturnType<typeof timeTicks> {
   return timeTicks((min ?? 0) * 1000, (max ?? 1) * 1000, Math.max(self.width / 70, 2));
 }
 
-function drawMarks(self: uPlot, marks: Mark[]): void {
+function plotOf(self: uPlot): { left: number; top: number; width: number; height: number } {
+  const { left, top, width, height } = self.bbox;
+  const scale = devicePixelRatio || 1;
+  return { left: left / scale, top: top / scale, width: width / scale, height: height / scale };
+}
+
+/** Shade the times in which alerts were active. */
+function drawAlerts(self: uPlot, marks: Mark[]): void {
   const context = self.ctx;
   const { left, top, width, height } = self.bbox;
   context.save();
-  for (const mark of marks) {
-    const x = self.valToPos(Date.parse(mark.at) / 1000, "x", true);
-    const colour = token(mark.kind === "version" ? "accent" : mark.kind === "error" ? "fail" : "retry");
-    if (mark.kind === "alert") {
-      const until = mark.until
-        ? self.valToPos(Date.parse(mark.until) / 1000, "x", true)
-        : left + width;
-      const from = Math.max(x, left);
-      context.fillStyle = `${colour}22`;
-      context.fillRect(from, top, Math.max(Math.min(until, left + width) - from, 0), height);
-    }
-    if (x < left || x > left + width) continue;
-    context.strokeStyle = colour;
-    context.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
-    context.lineWidth = devicePixelRatio;
-    context.beginPath();
-    context.moveTo(x, top);
-    context.lineTo(x, top + height);
-    context.stroke();
+  context.fillStyle = `${token("retry")}22`;
+  for (const mark of marks.filter((each) => each.kind === "alert")) {
+    const from = Math.max(self.valToPos(Date.parse(mark.at) / 1000, "x", true), left);
+    const until = mark.until ? self.valToPos(Date.parse(mark.until) / 1000, "x", true) : left + width;
+    context.fillRect(from, top, Math.max(Math.min(until, left + width) - from, 0), height);
   }
   context.restore();
 }

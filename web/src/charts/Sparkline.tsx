@@ -30,6 +30,7 @@ export function Sparkline({
       width={width}
       height={height}
       viewBox={`0 0 ${width} ${height}`}
+      preserveAspectRatio="none"
       role="img"
       aria-label={label}
     >
@@ -63,6 +64,7 @@ export function Sparkline({
               fill="none"
               stroke={style}
               stroke-width="1.5"
+              vector-effect="non-scaling-stroke"
             />
           ))}
     </svg>

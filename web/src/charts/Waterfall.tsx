@@ -3,6 +3,7 @@
 import type { JSX } from "preact";
 import type { Typical } from "../api";
 import { duration } from "../format";
+import { Info } from "../parts/Info";
 import { kindOf, Mark } from "../parts/Mark";
 import { Link, viewAddress } from "../router";
 import type { Row, Segment, Waterfall as Layout } from "../waterfall";
@@ -193,7 +194,10 @@ export function WaterfallLegend({ typical }: { typical: boolean }): JSX.Element 
       {piece("run is-fail", "failed")}
       {piece("run is-cancel", "cancelled")}
       <span class="key">
-        <i class="crit" aria-hidden="true" /> critical path
+        <i class="crit" aria-hidden="true" />{" "}
+        <Info text="The chain of stages that determined how long the run took. A faster stage outside of it does not make the run faster.">
+          critical path
+        </Info>
       </span>
       {typical && (
         <span class="key">

@@ -1,23 +1,37 @@
 /** What is different about a selection: ranked conditions, where the difference is, and what changed. */
 
 import type { JSX } from "preact";
-import type { Change, Difference, Explanation, Location } from "../api";
+import type { Change, Difference, Explanation, Location, SameTime } from "../api";
 import { Ago } from "../clock";
-import { count, duration, number, percent, plural, qValue, time, withTimes } from "../format";
+import { count, duration, number, percent, plural, qValue, shortTime, time, withTimes } from "../format";
 import { and, identifier, literal } from "../predicate";
-import { Link, parameters, viewAddress } from "../router";
+import { changed, go, Link, parameters, viewAddress } from "../router";
 import { copy } from "../clipboard";
 import { FieldMenu } from "./FieldMenu";
+import { Info } from "./Info";
 import { Empty } from "./Panel";
 
-type Properties = { explanation: Explanation; onHover: (condition: string | null) => void };
+type Properties = {
+  explanation: Explanation;
+  /** The other rows of the time of the selection, if a difference is due to this time. */
+  sameTime: SameTime | null;
+  onHover: (condition: string | null) => void;
+};
 
-export function Differences({ explanation, onHover }: Properties): JSX.Element {
+export function Differences({ explanation, sameTime, onHover }: Properties): JSX.Element {
   const { differences, effects, locations, changes, limitations, left_out: leftOut } = explanation;
   return (
     <div class="stack differences">
+      {sameTime && <TimeNotice sameTime={sameTime} explanation={explanation} />}
+      {parameters.value.against && <AgainstNotice explanation={explanation} />}
       {differences.length ? (
-        <DifferenceTable rows={differences} explanation={explanation} label="Differences" onHover={onHover} />
+        <DifferenceTable
+          rows={differences}
+          explanation={explanation}
+          sameTime={sameTime}
+          label="Differences"
+          onHover={onHover}
+        />
       ) : (
         <NoDifference explanation={explanation} />
       )}
@@ -58,6 +72,7 @@ export function Differences({ explanation, onHover }: Properties): JSX.Element {
           <DifferenceTable
             rows={effects}
             explanation={explanation}
+            sameTime={null}
             label="Likely effects"
             onHover={onHover}
           />
@@ -65,8 +80,8 @@ export function Differences({ explanation, onHover }: Properties): JSX.Element {
       )}
       <details class="muted">
         <summary>
-          Compared {plural(explanation.fields, "field")} with {plural(explanation.comparisons, "comparison")};
-          q-values up to {number(explanation.alpha)} are shown
+          Compared {plural(explanation.fields, "field")} in {plural(explanation.comparisons, "comparison")};
+          differences with a chance (q) of at most {percent(explanation.alpha)} are shown
           {limitations.length ? `; ${plural(limitations.length, "limitation")}` : ""}
         </summary>
         <ul class="plain-list">
@@ -99,8 +114,12 @@ export function Differences({ explanation, onHover }: Properties): JSX.Element {
 
 type TableProperties = Properties & { rows: Difference[]; label: string };
 
-function DifferenceTable({ rows, explanation, label, onHover }: TableProperties): JSX.Element {
+function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableProperties): JSX.Element {
   const rate = rateName(explanation);
+  const meaning =
+    explanation.selected_are === "failures"
+      ? "The share of the rows with the condition that failed, and the share of all other rows that failed."
+      : "The share of the rows with the condition that are selected, and the share of all other rows that are selected.";
   const slow = rows.some((row) => row.p50_ms !== null);
   return (
     <table class="rows difference-table" aria-label={label}>
@@ -117,30 +136,24 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
             Of the rest
           </th>
           <th scope="col" class="number medium-only">
-            <Explained
-              text={`${rate}: with / without`}
-              title={`${rate}: the share of the rows that meet the condition, and the share of all other rows.`}
-            />
+            <Info text={meaning}>{rate} with / without</Info>
           </th>
           {slow && (
             <th scope="col" class="number wide-only">
-              <Explained
-                text="p50: with / without"
-                title="The median duration of the rows that meet the condition, and of all other rows."
-              />
+              <Info text="The median duration of the rows that meet the condition, and of all other rows.">
+                p50 with / without
+              </Info>
             </th>
           )}
           <th scope="col" class="number wide-only">
-            <Explained
-              text="Lift"
-              title="How many times as frequent the condition is in the selection as in the rest."
-            />
+            <Info text="How many times as frequent the condition is in the selection as in the rest (the lift). ∞: no row of the rest meets it.">
+              Times as frequent
+            </Info>
           </th>
           <th scope="col" class="number medium-only">
-            <Explained
-              text="q"
-              title="The expected share of false findings among the conditions with this or a smaller q: a p-value, corrected for the number of comparisons."
-            />
+            <Info text="How likely the difference is due to chance: among all conditions with this value (q) or a smaller one, at most this share is expected to be a coincidence. It is a p-value, corrected for the number of comparisons.">
+              Chance (q)
+            </Info>
           </th>
         </tr>
       </thead>
@@ -160,7 +173,7 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
             <td>
               <FieldMenu
                 where={row.condition}
-                field={row.fields[0] && !row.fields[0].includes("/") ? row.fields[0] : null}
+                field={row.fields[0] ?? null}
                 label={<bdi>{withTimes(row.description)}</bdi>}
                 more={[
                   { label: "Copy as SQL", run: () => void copy(row.sql, "the query") },
@@ -169,7 +182,12 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
                     : []),
                 ]}
               />
-              <div class="small muted">{remarks(row, index, rows, unitsOf(explanation))}</div>
+              {/* A narrow window has no columns for these. */}
+              <div class="small small-only">
+                {rate}: {percent(row.rate)} with it, {percent(row.other_rate)} without it; chance (q){" "}
+                {qValue(row.q_value)}
+              </div>
+              <div class="small muted">{remarks(row, index, rows, explanation, sameTime)}</div>
             </td>
             <td class="share" data-label="Selection">
               <Bar share={row.selection.share} kind="selection" />
@@ -202,17 +220,53 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
   );
 }
 
-/** A term of statistics, with its meaning in the tooltip. */
-function Explained({ text, title }: { text: string; title: string }): JSX.Element {
+function rateName(explanation: Explanation): string {
+  return explanation.selected_are === "failures" ? "Failure rate" : "Share selected";
+}
+
+/** A warning: the selection has a value only because of its time. */
+function TimeNotice({
+  sameTime,
+  explanation,
+}: {
+  sameTime: SameTime;
+  explanation: Explanation;
+}): JSX.Element {
+  const { differences, since, until, count: others } = sameTime;
+  const noun = explanation.over;
+  const share = Math.min(...differences.map((each) => each.share));
+  const conditions = differences.map((each) => each.description);
   return (
-    <abbr title={title} tabIndex={0}>
-      {text}
-    </abbr>
+    <div class="time-notice" role="note">
+      <span>
+        <strong>
+          The time of the selection may explain <bdi>{withTimes(conditions.join(", "))}</bdi>.
+        </strong>{" "}
+        {share === 1 ? "All" : percent(share)} of the {count(others)} other {noun} from {shortTime(since)} to{" "}
+        {shortTime(until)} match {conditions.length === 1 ? "it" : "this"} too.
+      </span>
+      <button
+        type="button"
+        onClick={() => go(changed({ against: sameTime.against }))}
+      >
+        Compare with the {noun} of the same time
+      </button>
+    </div>
   );
 }
 
-export function rateName(explanation: Explanation): string {
-  return explanation.selected_are === "failures" ? "Failure rate" : "Selected";
+/** What the selection is compared with, if it is not compared with all other rows. */
+function AgainstNotice({ explanation }: { explanation: Explanation }): JSX.Element {
+  return (
+    <div class="time-notice neutral" role="note">
+      <span>
+        Compared with the {count(explanation.rest.count)} other {explanation.over} of the same time.
+      </span>
+      <button type="button" onClick={() => go(changed({ against: "" }))}>
+        Compare with all other {explanation.over}
+      </button>
+    </div>
+  );
 }
 
 function Bar({ share, kind }: { share: number; kind: "selection" | "rest" }): JSX.Element {
@@ -230,7 +284,14 @@ function unitsOf(explanation: Explanation): string {
 }
 
 /** The verdict on a difference, its extent, and conditions that match the same rows. */
-function remarks(row: Difference, index: number, rows: Difference[], unit: string): string {
+function remarks(
+  row: Difference,
+  index: number,
+  rows: Difference[],
+  explanation: Explanation,
+  sameTime: SameTime | null,
+): string {
+  const unit = unitsOf(explanation);
   // An earlier row is named by its number.
   const named = (description: string | null) => {
     const at = rows.findIndex((each) => each.description === description);
@@ -254,7 +315,16 @@ function remarks(row: Difference, index: number, rows: Difference[], unit: strin
   const same = row.synonyms.length
     ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
     : "";
-  return withTimes([verdict, row.varies ? `the effect differs with ${named(row.varies)}` : "", extent.join(", "), same].filter(Boolean).join(" · "));
+  const bound = sameTime?.differences.find((each) => each.description === row.description);
+  const texts = [
+    bound &&
+      `due to the time: ${bound.share === 1 ? "all" : percent(bound.share)} other ${explanation.over} of that time match it too`,
+    verdict,
+    row.varies && `matters more, or less, where ${named(row.varies)} matches too: look at both together`,
+    extent.join(", "),
+    same,
+  ];
+  return withTimes(texts.filter(Boolean).join(" · "));
 }
 
 function LocationText({
@@ -292,18 +362,13 @@ function LocationText({
 }
 
 function ChangeText({ change }: { change: Change }): JSX.Element {
-  const field = change.field.includes("/") ? null : change.field;
   return (
     <>
-      {field ? (
-        <FieldMenu
-          where={`${identifier(field)} = ${literal(change.value)}`}
-          field={field}
-          label={`${change.field} = ${change.value}`}
-        />
-      ) : (
-        `${change.field} = ${change.value}`
-      )}
+      <FieldMenu
+        where={`${identifier(change.field)} = ${literal(change.value)}`}
+        field={change.field}
+        label={`${change.field} = ${change.value}`}
+      />
       , first <Ago at={change.first_at} /> ({duration(Math.abs(change.before_onset_s) * 1000)}{" "}
       {change.before_onset_s < 0 ? "after" : "before"} the onset); {percent(change.selection.share)} of the
       selection, {percent(change.rest.share)} of the rest

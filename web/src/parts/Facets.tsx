@@ -3,9 +3,10 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import type { Bin, Facet, Facets as Data } from "../api";
-import { compact, count, measured, percent, plural } from "../format";
+import { compact, count, measured, NO_VALUE, percent, plural } from "../format";
 import { identifier } from "../predicate";
 import { FieldMenu } from "./FieldMenu";
+import { Middle } from "./Middle";
 
 const FIRST = 12;
 
@@ -97,7 +98,7 @@ function FacetCard({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
         <FieldMenu
           where={`${identifier(facet.field)} IS NOT NULL`}
           field={facet.field}
-          label={<span class="clip">{facet.field}</span>}
+          label={<Middle text={facet.field} title={false} />}
           title={facet.field}
         />
         {differs && <span class="differs">differs</span>}
@@ -136,7 +137,7 @@ function Values({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
   return (
     <ul class="values">
       {rows.map((row) => {
-        const name = row.value === null ? "missing" : row.value === "" ? "(empty)" : row.value;
+        const name = row.value === null ? NO_VALUE : row.value === "" ? "(empty)" : row.value;
         const selected = share(row.selection, data.selection);
         const others = share(row.rest, data.rest);
         const text = compared ? `${percent(selected)} / ${percent(others)}` : percent(selected);
@@ -145,8 +146,8 @@ function Values({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
           : `${name}: ${count(row.selection)} (${percent(selected)})`;
         const label = (
           <span class="value-row">
-            <span class={`clip ${row.value === null || !row.where ? "muted" : ""}`}>
-              <bdi>{name}</bdi>
+            <span class={`name ${row.value === null || !row.where ? "muted" : ""}`}>
+              <Middle text={name} title={false} />
             </span>
             <span class="number small">{text}</span>
             <span class="pair" aria-hidden="true">
@@ -204,7 +205,7 @@ function Numbers({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
       </div>
       <div class="ends small muted">
         <span>{measured(facet.field, low)}</span>
-        {missing > 0 && <span>{compact(missing)} missing</span>}
+        {missing > 0 && <span>{compact(missing)} without a value</span>}
         <span>{measured(facet.field, high)}</span>
       </div>
     </>

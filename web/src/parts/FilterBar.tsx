@@ -6,6 +6,7 @@ import type { Completion, Completions, Problem } from "../api";
 import { rejectedFilter, request, RequestError } from "../client";
 import { count, withTimes } from "../format";
 import { Icon } from "../icons";
+import { Middle } from "./Middle";
 import { and, completeTerm, identifier, joinTerms, label, negate, splitTerms } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, parameters, useParameters } from "../router";
@@ -51,6 +52,7 @@ export function FilterBar(): JSX.Element {
   const [rejected, setRejected] = useState<Rejected | null>(null);
   const isRejected = useStore(rejectedFilter) === state.where && Boolean(state.where);
   const input = useRef<HTMLInputElement>(null);
+  const box = useRef<HTMLDivElement>(null);
   const { field, operator, prefix } = parts(text);
 
   const fields = useQuery<Completions>("filter-fields", savedPage ? null : "api/complete", {
@@ -71,6 +73,10 @@ export function FilterBar(): JSX.Element {
     ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms)
     : [];
 
+  // In a narrow window, the chips are on one line that scrolls: its end, with the text field, is visible.
+  useEffect(() => {
+    if (box.current) box.current.scrollLeft = box.current.scrollWidth;
+  }, [state.where]);
   useEffect(() => {
     setActive(-1);
     setMessage("");
@@ -199,6 +205,7 @@ export function FilterBar(): JSX.Element {
   return (
     <div class="filter" role="search">
       <div
+        ref={box}
         class="filter-box"
         onClick={(event) => event.target === event.currentTarget && input.current?.focus()}
       >
@@ -325,8 +332,8 @@ function suggest(
     }));
   }
   const ranked = known
-    .filter((each) => plain(each.text).toLowerCase().includes(wanted))
-    .sort((one, other) => rank(one.text, wanted) - rank(other.text, wanted))
+    .filter((each) => plain(each.text).toLowerCase().includes(wanted) || isSynonym(each, wanted))
+    .sort((one, other) => rank(one, wanted) - rank(other, wanted))
     .slice(0, 40 - words.length);
   if (words.length + ranked.length === 0 && /^[\w.@:-]+$/.test(field)) return guesses(field, known);
   return [
@@ -334,7 +341,7 @@ function suggest(
     ...ranked.map((each) => ({
       text: asTyped(each.text),
       shown: plain(each.text),
-      hint: each.type ?? "",
+      hint: each.kind === "stage field" ? `${each.type ?? ""} of a stage` : (each.type ?? ""),
       final: each.type === "boolean" && each.text !== "failed",
     })),
   ].filter((each, index, all) => all.findIndex((other) => other.text === each.text) === index);
@@ -381,12 +388,12 @@ type RejectionProperties = { rejected: Rejected; replace: (term: string) => void
 /** Why a term was rejected, and what may have been meant. */
 function Rejection({ rejected: { term, problem }, replace, remove }: RejectionProperties): JSX.Element {
   const [, text = problem.title, , meant] =
-    /^(.*?)( in '.*')?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
+    /^(.*?)( in (?:'.*'|".*"))?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
   const name = /^unknown field '(.+?)'/.exec(problem.title)?.[1];
   const field = meant?.replace(/^'(.*)'$/, "$1");
   return (
     <div class="rejection" role="alert">
-      <span>{text.replace(/ in '.*'$/s, "")}.</span>
+      <span>{text.replace(/ in ('.*'|".*")$/s, "")}.</span>
       {name && field && /^("[^"]+"|[\w.]+)$/.test(field) && (
         <button
           type="button"
@@ -402,10 +409,19 @@ function Rejection({ rejected: { term, problem }, replace, remove }: RejectionPr
   );
 }
 
-function rank(field: string, wanted: string): number {
-  const name = plain(field).toLowerCase();
-  if (wanted === "") return COMMON.includes(name) ? COMMON.indexOf(name) : 100;
-  return name.startsWith(wanted) ? 0 : name.includes(`.${wanted}`) ? 1 : 2;
+/** Whether a field has another name that starts with the text, as `org_id` has the name `customer`. */
+function isSynonym(field: Completion, wanted: string): boolean {
+  return wanted.length > 2 && field.synonyms.some((each) => each.startsWith(wanted));
+}
+
+function rank(field: Completion, wanted: string): number {
+  const name = plain(field.text).toLowerCase();
+  const last = field.kind === "stage field" ? 10 : 0;
+  if (wanted === "") return COMMON.includes(name) ? COMMON.indexOf(name) : 100 + last;
+  if (name.startsWith(wanted)) return last;
+  if (name.endsWith(`.${wanted}`) || name.endsWith(`_${wanted}`)) return last + 1;
+  if (isSynonym(field, wanted)) return 2;
+  return last + (name.includes(`.${wanted}`) ? 3 : 4);
 }
 
 const COMMON = [
@@ -444,7 +460,7 @@ function Chip({ term, isBad = false, edit, negate: not, remove }: ChipProperties
   return (
     <span class={`chip ${isBad ? "bad" : ""}`} role="group" aria-label={isBad ? `${text}, invalid` : text}>
       <button type="button" class="what" title={`${term} — click to edit`} onClick={edit}>
-        {text}
+        <Middle text={text} title={false} />
       </button>
       {not && (
         <button type="button" aria-label={`Negate ${text}`} title="Negate" onClick={not}>

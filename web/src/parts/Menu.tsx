@@ -1,8 +1,9 @@
 /** A button that opens a menu. */
 
 import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { go } from "../router";
+import { placed } from "./place";
 
 export type Item =
   | { label: string; hint?: string; run: () => void; checked?: boolean; disabled?: boolean }
@@ -36,11 +37,29 @@ export function Menu({
   const root = useRef<HTMLDivElement>(null);
   const list = useRef<HTMLDivElement>(null);
 
+  useLayoutEffect(() => {
+    if (!open) return undefined;
+    const place = () => {
+      const anchor = root.current?.querySelector("button")?.getBoundingClientRect();
+      if (list.current && anchor) placed(list.current, anchor, end);
+    };
+    // The menu stays next to its button while the page scrolls, but not while the menu itself does.
+    const scroll = (event: Event) => !list.current?.contains(event.target as Node) && place();
+    place();
+    addEventListener("scroll", scroll, true);
+    addEventListener("resize", place);
+    return () => {
+      removeEventListener("scroll", scroll, true);
+      removeEventListener("resize", place);
+    };
+  }, [open, end]);
+
   useEffect(() => {
     if (!open) return undefined;
     const checked = list.current?.querySelector<HTMLElement>("[aria-checked=true]");
-    (checked ?? list.current?.querySelector<HTMLElement>("button, a, input"))?.focus();
-    keepInside(list.current);
+    (checked ?? list.current?.querySelector<HTMLElement>("button, a, input"))?.focus({
+      preventScroll: true,
+    });
     const leave = (event: Event) => !root.current?.contains(event.target as Node) && setOpen(false);
     document.addEventListener("pointerdown", leave);
     return () => document.removeEventListener("pointerdown", leave);
@@ -144,13 +163,4 @@ function MenuItem({ item, close }: { item: Item; close: () => void }): JSX.Eleme
       {inner}
     </button>
   );
-}
-
-/** Move a menu that would leave the window on one side. */
-function keepInside(element: HTMLElement | null): void {
-  if (!element) return;
-  const box = element.getBoundingClientRect();
-  const right = box.right - document.documentElement.clientWidth + 8;
-  if (right > 0) element.style.transform = `translateX(${-right}px)`;
-  else if (box.left < 8) element.style.transform = `translateX(${8 - box.left}px)`;
 }

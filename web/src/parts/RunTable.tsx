@@ -7,6 +7,7 @@ import { duration, shortId } from "../format";
 import { and, identifier, literal } from "../predicate";
 import { changed, go, Link, parameters, viewAddress } from "../router";
 import { Mark } from "./Mark";
+import { Middle } from "./Middle";
 
 type Properties = {
   rows: RunSummary[];
@@ -21,11 +22,11 @@ type Properties = {
 export function RunTable({ rows, label, brief = false, order, checked, onCheck }: Properties): JSX.Element {
   const running = rows.some((row) => row.running.length > 0);
   return (
-    <table class="runs" aria-label={label}>
+    <table class={`runs ${onCheck ? "checkable" : ""}`} aria-label={label}>
       <thead>
         <tr>
           {onCheck && (
-            <th class="c-check wide-only" scope="col">
+            <th class="c-check" scope="col">
               <span class="unseen">Select</span>
             </th>
           )}
@@ -66,13 +67,15 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
         {rows.map((row) => (
           <tr key={row.run_id} onClick={(event) => openRow(event, row)}>
             {onCheck && (
-              <td class="c-check wide-only">
-                <input
-                  type="checkbox"
-                  aria-label={`Select run ${row.run_id}`}
-                  checked={checked?.includes(row.run_id) ?? false}
-                  onChange={() => onCheck(row.run_id)}
-                />
+              <td class="c-check">
+                <label>
+                  <input
+                    type="checkbox"
+                    aria-label={`Select run ${row.run_id}`}
+                    checked={checked?.includes(row.run_id) ?? false}
+                    onChange={() => onCheck(row.run_id)}
+                  />
+                </label>
               </td>
             )}
             <td class="c-status">
@@ -89,7 +92,7 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
               <At at={row.started_at} />
             </td>
             <td class="c-pipeline" title={row.pipeline}>
-              {row.pipeline}
+              <Middle text={row.pipeline} title={false} />
             </td>
             <td class="c-duration number">{duration(row.duration_ms)}</td>
             <td class="c-error medium-only" title={row.error ?? undefined}>
@@ -125,7 +128,7 @@ function runAddress(row: RunSummary): string {
 /** Open a run by a click anywhere in its row, except on a control or while selecting text. */
 function openRow(event: MouseEvent, row: RunSummary): void {
   const target = event.target as HTMLElement;
-  if (target.closest("a, button, input") || String(getSelection() ?? "")) return;
+  if (target.closest("a, button, input, label") || String(getSelection() ?? "")) return;
   if (event.metaKey || event.ctrlKey) window.open(runAddress(row), "_blank", "noopener");
   else go(runAddress(row));
 }
@@ -134,10 +137,12 @@ function Reason({ row }: { row: RunSummary }): JSX.Element | null {
   if (row.running.length) return <span class="is-running">{row.running.join(", ")}</span>;
   if (!row.error && !row.failed_stage) return null;
   return (
-    <>
+    <span class="reason">
       {row.failed_stage && <strong>{row.failed_stage} </strong>}
-      <bdi class={row.failed ? "is-fail" : "muted"}>{withoutStage(row.error ?? "")}</bdi>
-    </>
+      <span class={row.failed ? "is-fail" : "muted"}>
+        <Middle text={withoutStage(row.error ?? "")} title={false} />
+      </span>
+    </span>
   );
 }
 
@@ -152,7 +157,7 @@ function Filter({ field, value }: { field: string; value: string | null }): JSX.
   const where = and(parameters.value.where, `${identifier(field)} = ${literal(value)}`);
   return (
     <Link to={viewAddress("runs", { where })} title={`Only ${field} = ${value}`}>
-      <bdi>{value}</bdi>
+      <Middle text={value} title={false} />
     </Link>
   );
 }

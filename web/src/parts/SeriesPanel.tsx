@@ -2,11 +2,14 @@
 
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
-import type { Series, SeriesGroup } from "../api";
+import type { Completion, Series, SeriesGroup } from "../api";
 import { type Line, LineChart } from "../charts/LineChart";
-import { compact, count, duration, percent, plural } from "../format";
+import { MarkLegend } from "../charts/Marks";
+import { compact, count, duration, NO_VALUE, percent, plural } from "../format";
 import type { Loaded } from "../query";
 import { and } from "../predicate";
+import { FieldOptions } from "./FieldOptions";
+import { Middle } from "./Middle";
 import { changed, go, Link, parameters, useParameters, viewAddress } from "../router";
 import { Empty, Panel } from "./Panel";
 
@@ -26,10 +29,11 @@ export const STATS: Record<
 /** Return the lines of one statistic: one for each group, or one and last week's. */
 export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
   const grouped = data.by !== null;
+  const colours = coloursOf(data.groups);
   const lines: Line[] = data.groups.map((group, index) => ({
-    label: grouped ? (group.name ?? "missing") : "all",
+    label: grouped ? (group.name ?? NO_VALUE) : "all",
     values: values(group, stat),
-    colour: colour && !grouped ? colour : `series-${(index % 10) + 1}`,
+    colour: colour && !grouped ? colour : (colours[index] as string),
     filled: !grouped,
     ...(grouped && group.where ? { to: changed({ where: and(parameters.value.where, group.where) }) } : {}),
   }));
@@ -41,6 +45,29 @@ export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
       dashed: true,
     });
   return lines;
+}
+
+const COLOURS = 10;
+
+/**
+ * Return the colour of each group, which does not change with the filter: it belongs to the rank of the value.
+ *
+ * If two groups have the same colour, the one of the higher rank gets the next free colour.
+ */
+export function coloursOf(groups: Pick<SeriesGroup, "rank" | "where">[]): string[] {
+  const found: string[] = groups.map((group) => (group.where === null ? "series-1" : "muted"));
+  const taken = new Set<number>();
+  const ranked = groups
+    .map((group, index) => ({ index, rank: group.rank }))
+    .filter((each): each is { index: number; rank: number } => each.rank !== null)
+    .sort((one, other) => one.rank - other.rank);
+  for (const { index, rank } of ranked) {
+    let colour = rank % COLOURS;
+    while (taken.has(colour) && taken.size < COLOURS) colour = (colour + 1) % COLOURS;
+    taken.add(colour);
+    found[index] = `series-${colour + 1}`;
+  }
+  return found;
 }
 
 function values(group: SeriesGroup, stat: Stat): (number | null)[] {
@@ -57,17 +84,22 @@ export function openStep(stat: Stat, since: string, until: string): void {
 
 /** Open a time range that was dragged in a chart. */
 export function openRange(since: string, until: string): void {
-  go(changed({ since, until, select: "" }));
+  go(changed({ since, until, select: "", against: "" }));
 }
 
-type Properties = { query: Loaded<Series>; fields: string[] };
+type Properties = {
+  query: Loaded<Series>;
+  fields: Completion[];
+  /** What the chart shows if nothing else was chosen. */
+  preset: Stat;
+};
 
-export function SeriesPanel({ query, fields }: Properties): JSX.Element {
+export function SeriesPanel({ query, fields, preset }: Properties): JSX.Element {
   const state = useParameters();
-  const stat: Stat = state.chart && state.chart in STATS ? (state.chart as Stat) : "failure_rate";
+  const stat: Stat = state.chart && state.chart in STATS ? (state.chart as Stat) : preset;
   const { data } = query;
   const lines = useMemo(() => (data ? linesOf(data, stat) : []), [data, stat, state.where]);
-  const known = state.by && !fields.includes(state.by) ? [state.by, ...fields] : fields;
+  const from = data ? Date.parse(data.since) : 0;
   return (
     <Panel
       title="Over time"
@@ -95,19 +127,21 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
               onChange={(event) => go(changed({ by: event.currentTarget.value }))}
             >
               <option value="">nothing</option>
-              {known.map((field) => (
-                <option key={field} value={field}>
-                  {field}
-                </option>
-              ))}
+              <GroupOptions fields={fields} chosen={state.by ?? ""} />
             </select>
           </label>
         </>
       }
       footer={
-        data && data.other_groups > 0
-          ? `The ten most frequent values; ${plural(data.other_groups, "other value")} not shown.`
-          : undefined
+        data &&
+        (data.other_groups > 0 || data.marks.length > 0) && (
+          <>
+            {data.other_groups > 0 && (
+              <span>The ten most frequent values; {plural(data.other_groups, "other value")} not shown.</span>
+            )}
+            <MarkLegend marks={data.marks} since={from} until={from + data.steps * data.step_s * 1000} />
+          </>
+        )
       }
     >
       {(series) =>
@@ -137,9 +171,24 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
   );
 }
 
+/** The fields to group by, most useful first. */
+function GroupOptions({ fields, chosen }: { fields: Completion[]; chosen: string }): JSX.Element {
+  const useful = fields
+    .filter((each) => each.usefulness !== null)
+    .sort((one, other) => (other.usefulness ?? 0) - (one.usefulness ?? 0));
+  const isKnown = useful.some((each) => each.text === chosen);
+  return (
+    <>
+      {chosen !== "" && !isKnown && <option value={chosen}>{chosen}</option>}
+      <FieldOptions fields={useful} />
+    </>
+  );
+}
+
 /** The totals of each group; the name of a group filters by it. */
 function GroupTable({ data, field }: { data: Series; field: string }): JSX.Element {
   const state = useParameters();
+  const colours = coloursOf(data.groups);
   return (
     <div class="table-scroll">
       <table class="rows" aria-label="Totals of each group">
@@ -156,15 +205,16 @@ function GroupTable({ data, field }: { data: Series; field: string }): JSX.Eleme
         </thead>
         <tbody>
           {data.groups.map(
-            ({ name, where, total }) =>
+            ({ name, where, total }, index) =>
               total && (
                 <tr key={name ?? ""}>
-                  <td>
+                  <td class="group-name">
+                    <i aria-hidden="true" style={{ background: `var(--${colours[index]})` }} />
                     <Link
                       to={changed({ where: and(state.where, where ?? "") })}
-                      title={`Show only ${name ?? "missing"}`}
+                      title={`Show only ${name ?? NO_VALUE}`}
                     >
-                      <bdi>{name ?? "missing"}</bdi>
+                      <Middle text={name ?? NO_VALUE} title={false} />
                     </Link>
                   </td>
                   <td class="number">{count(total.count)}</td>

@@ -11,16 +11,18 @@ import type {
   Series,
 } from "../api";
 import { Heatmap, HeatmapLegend } from "../charts/Heatmap";
+import { MarkLegend } from "../charts/Marks";
 import { command } from "../command";
-import { count, measured, percent, plural, shortTime, withTimes } from "../format";
+import { count, measured, NO_VALUE, percent, plural, shortTime, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Differences } from "../parts/Differences";
 import { Facets } from "../parts/Facets";
 import { Headline } from "../parts/Headline";
 import { NewestRun } from "../parts/NewestRun";
+import { FieldOptions } from "../parts/FieldOptions";
 import { Empty, Panel } from "../parts/Panel";
-import { SeriesPanel } from "../parts/SeriesPanel";
+import { SeriesPanel, type Stat } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
 import { and, type Box, boxPredicate, label, literal, parseBox, splitTerms } from "../predicate";
 import { useQuery } from "../query";
@@ -38,6 +40,7 @@ export function Explore(): JSX.Element {
   const measure = state.measure ?? "duration_ms";
   const colour = state.colour === "failures" ? "failures" : "count";
   const select = state.select ?? "";
+  const against = select ? state.against : undefined;
   const range = { where: state.where, since: state.since, until: state.until, over: state.over };
   const grid = { measure, columns: COLUMNS, rows: 40 };
 
@@ -50,10 +53,14 @@ export function Explore(): JSX.Element {
   const [inUse, setInUse] = useState(false);
   const follow = select || inUse ? null : followed;
   // The slowest query starts first.
-  const compared = useQuery<Compared>("differences", select ? "api/differences" : null, { ...range, select });
+  const compared = useQuery<Compared>("differences", select ? "api/differences" : null, {
+    ...range,
+    select,
+    against,
+  });
   const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, ...grid, select }, follow);
   const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS }, follow);
-  const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select });
+  const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select, against });
   const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, {
     ...range,
     ...grid,
@@ -70,13 +77,14 @@ export function Explore(): JSX.Element {
     select,
     box,
     measure,
+    Boolean(against),
   );
 
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
       if (event.key === "Escape" && select && !target.closest("input, textarea, select, .menu, .heatmap"))
-        go(changed({ select: "" }));
+        clearSelection();
     };
     document.addEventListener("keydown", press);
     return () => document.removeEventListener("keydown", press);
@@ -94,7 +102,7 @@ export function Explore(): JSX.Element {
   });
 
   const choose = (next: Box | null) => {
-    if (map.data) go(changed({ select: next ? boxPredicate(next, map.data.measure_sql) : "" }));
+    if (map.data) go(selected(next ? boxPredicate(next, map.data.measure_sql) : ""));
   };
 
   return (
@@ -108,7 +116,7 @@ export function Explore(): JSX.Element {
               </Link>
             )}
             {!savedPage && (
-              <button type="button" onClick={() => go(changed({ select: "" }))}>
+              <button type="button" onClick={clearSelection}>
                 Clear selection
               </button>
             )}
@@ -137,6 +145,11 @@ export function Explore(): JSX.Element {
                   {count(map.data.missing)} {over} without {measure} are not shown
                 </span>
               )}
+              <MarkLegend
+                marks={series.data?.marks ?? []}
+                since={Date.parse(map.data.since)}
+                until={Date.parse(map.data.since) + map.data.columns * map.data.step_s * 1000}
+              />
               {map.data.estimated && <span>≈ counts are estimates, because runs were sampled</span>}
             </>
           )
@@ -167,7 +180,7 @@ export function Explore(): JSX.Element {
               {(state.where || state.since || state.until) && (
                 <button
                   type="button"
-                  onClick={() => go(changed({ where: "", since: "", until: "", select: "" }))}
+                  onClick={() => go(selected("", { where: "", since: "", until: "" }))}
                 >
                   Show everything
                 </button>
@@ -178,7 +191,9 @@ export function Explore(): JSX.Element {
       </Panel>
       {select ? (
         <Panel title="What is different about the selection" query={compared} height={240}>
-          {(data) => <Differences explanation={data.explanation} onHover={setHovered} />}
+          {(data) => (
+            <Differences explanation={data.explanation} sameTime={data.same_time} onHover={setHovered} />
+          )}
         </Panel>
       ) : (
         map.data &&
@@ -190,7 +205,7 @@ export function Explore(): JSX.Element {
           select ? (
             <>
               Distributions: <span class="key-selection">selection</span> and{" "}
-              <span class="key-rest">the rest</span>
+              <span class="key-rest">{against ? "the rest of the same time" : "the rest"}</span>
             </>
           ) : (
             "Distributions"
@@ -203,7 +218,7 @@ export function Explore(): JSX.Element {
           data.fields.length ? <Facets data={data} select={select} /> : <Empty>No field has values.</Empty>
         }
       </Panel>
-      <SeriesPanel query={series} fields={groupable(fields.data)} />
+      <SeriesPanel query={series} fields={fields.data?.suggestions ?? []} preset={presetOf(measure, colour)} />
       <SqlDrawer sql={rowsSql(over, state, select)} />
     </div>
   );
@@ -218,10 +233,8 @@ type ControlProperties = {
 };
 
 function HeatmapControls({ state, over, measure, fields, map }: ControlProperties): JSX.Element {
-  const numbers = (fields?.suggestions ?? [])
-    .filter((each) => each.type === "number")
-    .map((each) => each.text);
-  const measures = numbers.includes(measure) ? numbers : [measure, ...numbers];
+  const numbers = (fields?.suggestions ?? []).filter((each) => each.type === "number");
+  const isKnown = numbers.some((each) => each.text === measure);
   return (
     <>
       <label class="control">
@@ -229,11 +242,10 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
         <select
           value={measure}
           disabled={Boolean(savedPage)}
-          onChange={(event) => go(changed({ measure: event.currentTarget.value, select: "" }))}
+          onChange={(event) => go(selected("", { measure: event.currentTarget.value }))}
         >
-          {measures.map((each) => (
-            <option key={each}>{each}</option>
-          ))}
+          {!isKnown && <option value={measure}>{measure}</option>}
+          <FieldOptions fields={numbers} />
         </select>
       </label>
       <label class="control">
@@ -243,9 +255,8 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
           disabled={Boolean(savedPage)}
           onChange={(event) =>
             go(
-              changed({
+              selected("", {
                 over: event.currentTarget.value === "stages" ? "stages" : "",
-                select: "",
                 by: "",
                 where: "",
               }),
@@ -257,7 +268,7 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
         </select>
       </label>
       <label class="control">
-        colour
+        color
         <select
           value={state.colour ?? "count"}
           disabled={!map}
@@ -285,12 +296,12 @@ function Suggestions({ map, measure }: { map: Map; measure: string }): JSX.Eleme
     <div class="suggest">
       <span>Drag over a region to see how it differs from the rest, or select</span>
       {failed > 0 && (
-        <button type="button" onClick={() => go(changed({ select: "failed" }))}>
+        <button type="button" onClick={() => go(selected("failed"))}>
           {failed === 1 ? "the failure" : `the ${count(failed)} failures`}
         </button>
       )}
       {threshold !== null && (
-        <button type="button" onClick={() => go(changed({ select: `${map.measure_sql} >= ${threshold}` }))}>
+        <button type="button" onClick={() => go(selected(`${map.measure_sql} >= ${threshold}`))}>
           the highest 5% (≥ {measured(measure, threshold)})
         </button>
       )}
@@ -330,6 +341,7 @@ function describe(
   select: string,
   box: Box | null,
   measure: string,
+  against: boolean,
 ): string {
   if (!map) return "Explore";
   if (map.count === 0) return `No ${map.over} match`;
@@ -349,17 +361,25 @@ function describe(
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
     const failed = failureShares(facets);
     if (failed && select !== "failed")
-      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others`);
+      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " of the same time" : ""}`);
   }
   if (compared && (select === "failed" || parts.length < 3))
     parts.push(withTimes(compared.explanation.summary));
   return parts.join(" · ") || "Explore";
 }
 
-function groupable(fields: Completions | null): string[] {
-  return (fields?.suggestions ?? [])
-    .filter((each) => each.type === "text" || each.type === "boolean")
-    .map((each) => each.text);
+/** Return the address of another selection, which is compared with all other rows. */
+function selected(select: string, changes: Parameters = {}): string {
+  return changed({ ...changes, select, against: "" });
+}
+
+function clearSelection(): void {
+  go(selected(""));
+}
+
+/** What the chart over time shows at first: what the heatmap shows. */
+function presetOf(measure: string, colour: "count" | "failures"): Stat {
+  return measure.endsWith("duration_ms") && colour === "count" ? "p95_ms" : "failure_rate";
 }
 
 /** A query for the rows that are selected, or for all rows of the view. */
@@ -407,7 +427,7 @@ function markdown(
                 .slice(0, 4)
                 .map(
                   (each) =>
-                    `${each.value ?? "missing"} ${percent(each.selection / (facets.selection || 1))}` +
+                    `${each.value ?? NO_VALUE} ${percent(each.selection / (facets.selection || 1))}` +
                     (compares ? ` / ${percent(each.rest / facets.rest)}` : ""),
                 )
                 .join(", ")

@@ -62,13 +62,6 @@ export function Runs(): JSX.Element {
             {data && !state.before && order === "-started_at" && (
               <NewRows page={data} range={range} load={query.reload} />
             )}
-            {first && second ? (
-              <Link to={viewAddress("compare", { id: first, with: second })} class="wide-only">
-                Compare the two selected runs
-              </Link>
-            ) : first ? (
-              <span class="muted small wide-only">Select another run to compare</span>
-            ) : null}
             <Link to={viewAddress("explore")}>Explore these runs</Link>
           </>
         }
@@ -85,6 +78,20 @@ export function Runs(): JSX.Element {
           )
         }
       </Panel>
+      {first && (
+        <div class="compare-bar" role="status">
+          {second ? (
+            <Link to={viewAddress("compare", { id: first, with: second })}>
+              Compare the two selected runs
+            </Link>
+          ) : (
+            <span>Select another run to compare</span>
+          )}
+          <button type="button" onClick={() => go(changed({ checked: "" }), { replace: true })}>
+            Clear
+          </button>
+        </div>
+      )}
     </div>
   );
 }

@@ -106,7 +106,7 @@ export function Stages(): JSX.Element {
         height={160}
         actions={
           <label class="control">
-            colour
+            color
             <select
               value={Object.keys(MEASURES).find((name) => MEASURES[name] === measure)}
               onChange={(event) => go(changed({ colour: event.currentTarget.value }), { replace: true })}

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import logging
 import re
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def test_code_blocks_run_and_print_the_documented_output(
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "page"}
     text = page.read_text()
+    handlers = [*logging.getLogger().handlers]
     try:
         with asyncio.Runner() as runner:
             for block in BLOCK.finditer(text):
@@ -62,6 +64,7 @@ def test_code_blocks_run_and_print_the_documented_output(
                 value()
     finally:
         clear_event_sink()
+        logging.getLogger().handlers[:] = handlers
         if page.name == "ray.md":
             import ray
 

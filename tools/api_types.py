@@ -37,7 +37,8 @@ def _type(schema: dict[str, Any], indent: str = "") -> str:
     if "$ref" in schema:
         return str(schema["$ref"])
     if "anyOf" in schema:
-        return " | ".join(_type(each, indent) for each in schema["anyOf"])
+        kinds = {_type(each, indent) for each in schema["anyOf"]}
+        return " | ".join(sorted(kinds, key=lambda kind: (kind == "null", kind)))
     if "enum" in schema:
         return " | ".join(
             "null" if each is None else msgspec.json.encode(each).decode() for each in schema["enum"]

@@ -192,6 +192,7 @@ export type Finding = {
   level: "bad" | "info" | "ok" | "warning";
   text: string;
   where: string | null;
+  cause: string | null;
   since: string | null;
   since_range: [string, string] | null;
   view: "errors" | "explore" | "runs" | "status";
@@ -565,9 +566,9 @@ export type Typical = {
 /** A value of a run that few of its peers have, or that most runs with the same problem have. */
 export type UnusualValue = {
   field: string;
-  value: string | number | boolean;
+  value: boolean | number | string;
   share: number;
-  typical: string | number;
+  typical: number | string;
   typical_share: number | null;
   similar_share: number | null;
   low: number | null;

@@ -57,6 +57,7 @@ class OverviewFinding(Struct, frozen=True, kw_only=True):
         level: Its severity; "ok" if nothing is unusual.
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
+        cause: The predicate of the runs that are affected more often than others; None if it is unknown.
         since: When it started, RFC 3339; None if unknown. Findings about the same incident agree.
         since_range: The earliest and the latest time at which it can have started; None if unknown.
     """
@@ -65,6 +66,7 @@ class OverviewFinding(Struct, frozen=True, kw_only=True):
     level: Literal["bad", "warning", "info", "ok"]
     text: str
     where: str | None = None
+    cause: str | None = None
     since: str | None = None
     since_range: tuple[str, str] | None = None
 
@@ -265,7 +267,7 @@ def findings_of(
         *_durations(queries, selected, compared, slow, failures.onset),
     ]
     order = ("bad", "warning", "info", "ok")
-    found.sort(key=lambda finding: order.index(finding.level))
+    found.sort(key=lambda finding: (order.index(finding.level), finding.cause is None))
     return tuple(found) or (_nothing_unusual(compared),)
 
 
@@ -315,7 +317,7 @@ def _failures(
     before = after = None
     if onset is not None:
         before, after = (each.rate for each in _rates_around(queries, selected, compared.since, onset.at))
-    if before is not None and after is not None and after > before:
+    if before is not None and after is not None and after > 0 and after >= _NOTABLE * before:
         sentence = f"The failure rate is {percent(after)}, up from {percent(before)}, {onset}"
         now, level_rate = after, after / before if before else _NOTABLE
     else:
@@ -337,6 +339,7 @@ def _failures(
             level="bad" if is_bad else "info",
             text=f"{sentence}.",
             where="failed",
+            cause=cause.condition if cause is not None else None,
             since=onset.at if onset is not None else None,
             since_range=onset.within if onset is not None else None,
         )
@@ -389,11 +392,11 @@ def _durations(
         if onset is not None or _ratio(around[1].p95_ms, around[0].p95_ms) >= _ratio(after, before):
             onset, time = possible, str(possible)
             before, after = (each.p95_ms for each in around)
-    sentences = []
+    sentences, cause = [], explained.cause
     if is_bad := _ratio(after, before) >= _NOTABLE:
         sentences.append(f"The p95 duration is {duration(after)}, up from {duration(before)}, {time}.")
     where = f"duration_ms > {compared.earlier.p95_ms!r}"
-    if explanation is not None and (cause := explained.cause) is not None:
+    if explanation is not None and cause is not None:
         of = explanation.described or "the slowest 5% of the runs"
         sentences.append(
             f"{percent(cause.selection.share)} of {of} match {cause}: {percent(cause.rate)} of these runs are"
@@ -415,6 +418,7 @@ def _durations(
             level="bad" if is_bad else "warning",
             text=" ".join(sentences),
             where=where,
+            cause=cause.condition if cause is not None else None,
             since=onset.at if onset is not None else None,
             since_range=onset.within if onset is not None else None,
         )

@@ -259,6 +259,7 @@ class Finding(Struct, frozen=True, kw_only=True):
         level: Its severity; "ok" if there are no problems.
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
+        cause: The predicate of the runs that are affected more often than others; None if it is unknown.
         since: When it started, RFC 3339; None if unknown.
         since_range: The earliest and the latest time at which it can have started; None if unknown.
         view: The view that shows the details.
@@ -267,6 +268,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     level: Literal["bad", "warning", "info", "ok"]
     text: str
     where: str | None
+    cause: str | None
     since: str | None
     since_range: tuple[str, str] | None
     view: Literal["explore", "runs", "errors", "status"]

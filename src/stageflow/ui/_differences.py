@@ -69,10 +69,12 @@ def _same_time(cursor: DuckDBPyConnection, question: Question, explanation: Expl
         return None
     since, until = map(rfc3339, found)
     against = f"started_at >= {text(since)} and started_at <= {text(until)}"
-    rows = explanation.differences
+    rows = [row for row in explanation.differences if row.fields != ("started_at",)]
     shares = ", ".join(
         f"{count_if(f'coalesce({parenthesized(row.condition)}::boolean, false)')}" for row in rows
     )
+    if not rows:
+        return None
     counted = cursor.execute(
         f"select {count_if()}, {shares} from {question.over}"
         f" where {question.condition} and {against} and not {selected}"

@@ -211,7 +211,7 @@ function Findings({
                     <span class="muted" aria-hidden="true">
                       ·
                     </span>{" "}
-                    <Link to={runsSince(finding.where, finding.since_range?.[0] ?? finding.since)} class="nowrap">
+                    <Link to={runsSince(finding, finding.since_range?.[0] ?? finding.since)} class="nowrap">
                       Runs since then
                     </Link>
                   </>
@@ -251,8 +251,10 @@ function address(finding: Finding): string | null {
 }
 
 /** The affected runs from the start of a finding until the end of the time range of the page. */
-function runsSince(where: string, since: string): string {
-  return viewAddress("runs", { where: and(parameters.value.where, where), since });
+/** The address of the affected runs: those that match the cause, if it is known. */
+function runsSince({ where, cause }: Finding, since: string): string {
+  const affected = and(where ?? "", cause ?? "");
+  return viewAddress("runs", { where: and(parameters.value.where, affected), since });
 }
 
 const KINDS: Record<Mark["kind"], string> = { version: "new version", error: "new error", alert: "alert" };

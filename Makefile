@@ -67,7 +67,8 @@ docs: $(VENV)/.dev ## Build the documentation site in build/site; warnings are e
 docs-serve: docs ## Build the documentation site, and serve it on port 8000 of this machine
 	$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
-demo: $(VENV)/.cli ## Run the demonstration
+demo: $(VENV)/.cli ## Run the demonstration, and build the page of the web UI if npm is installed
+	@$(VENV)/bin/python hatch_build.py || echo "The demo continues without the web UI." >&2
 	$(VENV)/bin/stageflow demo
 
 bench: $(VENV)/.dev ## Run the benchmarks

@@ -137,4 +137,7 @@ def _notices(web: Path) -> str:
 if __name__ == "__main__":
     here = Path(__file__).parent
     if not is_current(here):
-        build(here)
+        try:
+            build(here)
+        except (OSError, subprocess.SubprocessError) as error:
+            sys.exit(f"cannot build the page of the web UI: {error}")

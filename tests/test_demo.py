@@ -116,7 +116,15 @@ def test_output_shows_the_content_of_the_journal(shown):
 def test_output_in_a_pipe_has_no_escape_sequences_and_80_columns(shown):
     assert "\x1b" not in shown.out
     drawn = shown.out[: shown.out.index("The journal ──")]
-    assert max(map(len, drawn.splitlines())) <= 80
+    # The path of a frame is not broken, however long it is.
+    assert max(len(line) for line in drawn.splitlines() if len(line.split()) > 1) <= 80
+
+
+def test_stack_frames_are_complete_on_a_narrow_terminal(tmp_path):
+    narrow = demo(tmp_path, "--runs", str(RUNS), COLUMNS="40")
+    frame = re.search(r"^ *(\S+_pipeline\.py):\d+$", narrow.out, re.MULTILINE)
+    assert frame
+    assert Path(frame[1]).is_file()
 
 
 def test_suggested_commands_query_the_journal(shown):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -109,6 +110,23 @@ def test_tutorial_can_be_followed_literally(page: Path, tmp_path: Path) -> None:
     finally:
         reader.leave()
     assert count >= 1
+
+
+def test_blocks_of_the_quickstart_are_one_program(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    blocks: list[str] = []
+    count = 0
+    for kind, _, text in BLOCK.findall((DOCS / "quickstart.md").read_text()):
+        if kind == "python":
+            blocks.append(text)
+            (tmp_path / "words.py").write_text("\n".join(blocks))
+        elif kind == "console":
+            for command, output in commands(text):
+                is_installed = not command.startswith("jq") or shutil.which("jq")
+                if is_installed and not command.startswith(INSTALLATION):
+                    reader.run(command, output)
+                    count += 1
+    assert count >= 5
 
 
 def test_formatted_programs(tmp_path: Path) -> None:

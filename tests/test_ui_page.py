@@ -38,6 +38,27 @@ def test_page_was_built_from_the_current_sources() -> None:
     assert done.stdout == "True\n", "`make ui-build` builds the page"
 
 
+def test_failure_to_build_the_page_is_reported_without_a_traceback(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "hatch_build.py", tmp_path)
+    (tmp_path / "web").mkdir()
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho the registry does not respond\nexit 1\n")
+    npm.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "hatch_build.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot build the page of the web UI: npm ci ")
+    assert "the registry does not respond" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_page_is_small() -> None:
     files = [STATIC / name for name in ("index.html", "app.js", "app.css", "saved.js", "worker.js")]
     assert sum(len(gzip.compress(file.read_bytes())) for file in files) < 150_000

@@ -45,4 +45,7 @@ def init(
         with (directory / file).open("x", encoding="utf-8") as target:
             target.write(text)
     print_text(f"Wrote {', '.join(_FILES)} to {directory}.")
-    print_text(f"Next: cd {directory}, then python pipeline.py, stageflow show and pytest.")
+    print_text(
+        f"Next: cd {directory}, then python pipeline.py, stageflow show and, if pytest is installed,"
+        " python -m pytest."
+    )

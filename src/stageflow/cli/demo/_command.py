@@ -16,9 +16,9 @@ from secrets import token_hex
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from ...context import PipelineContext
@@ -217,8 +217,22 @@ def _title(terminal: Console, title: str) -> None:
     terminal.print()
 
 
+class _Inset:
+    """A renderable indented by two spaces. Unlike `Padding` of rich, it does not crop a long path."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        narrow = options.update_width(max(1, options.max_width - 2))
+        for line in Segment.split_lines(console.render(self._renderable, narrow)):
+            yield Segment("  ")
+            yield from line
+            yield Segment.line()
+
+
 def _inset(terminal: Console, renderable: RenderableType) -> None:
-    terminal.print(Padding(renderable, (0, 0, 0, 2)))
+    terminal.print(_Inset(renderable), crop=False)
 
 
 def demo(

@@ -72,6 +72,36 @@ def fork() -> None:
 at_the_same_time(fork)
 """
 
+SIGNAL_HANDLER = """
+import msgspec, os, signal
+from stageflow._decodable import decodable
+
+class Other(msgspec.Struct):
+    name: str
+
+handled = []
+
+def handle(*_: object) -> None:
+    handled.append(msgspec.json.decode(b'{"name": "a"}', type=decodable(Other)))
+    handled.append(msgspec.json.decode(b'{"name": "a"}', type=decodable(Kind)))
+    if (child := os.fork()) == 0:
+        os._exit(msgspec.json.decode(b'{"name": "a"}', type=decodable(Other)).name != "a")
+    assert os.waitpid(child, 0)[1] == 0
+
+signal.signal(signal.SIGUSR1, handle)
+
+def kind_of_name() -> type:
+    if not handled:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return str
+
+class Kind(msgspec.Struct):
+    name: "kind_of_name()"
+
+assert msgspec.json.decode(b'{"name": "a"}', type=decodable(Kind)).name == "a"
+assert len(handled) == 2
+"""
+
 
 def run(program: str, tmp_path: Path) -> None:
     path = tmp_path / "program.py"
@@ -86,6 +116,10 @@ def test_threads_decode_new_classes(tmp_path: Path) -> None:
 
 def test_forked_child_decodes(tmp_path: Path) -> None:
     run(FORKS, tmp_path)
+
+
+def test_signal_handler_decodes_and_forks_while_its_thread_inspects_a_class(tmp_path: Path) -> None:
+    run(SIGNAL_HANDLER, tmp_path)
 
 
 def unprepared(program: str) -> Iterator[str]:

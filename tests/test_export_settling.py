@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from stageflow.export import (
     export_status,
     resend,
 )
+from stageflow.journal._segments import new_writer, segment_name
 from stageflow.observability import WideEventEmitter
 from stageflow.store import TailSampler
 
@@ -268,6 +271,60 @@ def test_event_with_a_time_in_the_future_does_not_wait_longer(journal: Path) -> 
         with ExportRunner(journal, otlp(receiver, 0.2), settings=FAST):
             receiver.wait(lambda: len(spans(receiver)) == 2)
         assert spans(receiver) == [("future", 1), ("b", None)]
+
+
+def write_segments(journal: Path, *segments: list[dict[str, Any]]) -> list[Path]:
+    """Write the segments of a writer that did not close."""
+    writer = new_writer()
+    paths = [journal / segment_name(writer, number) for number, _ in enumerate(segments, 1)]
+    for path, events in zip(paths, segments, strict=True):
+        path.write_text("".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events))
+    return paths
+
+
+def test_events_before_an_unreadable_segment_are_sent(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, damaged = write_segments(journal, [stage("a", at(0)), amendment("a", at(1), 1)], [stage("b", at(0))])
+    real = os.pread
+
+    def pread(fd: int, *arguments: int) -> bytes:
+        if os.path.samestat(os.fstat(fd), os.stat(damaged)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, *arguments)
+
+    with ExportReceiver() as receiver, ExportRunner(journal, otlp(receiver), settings=FAST):
+        with monkeypatch.context() as patch:
+            patch.setattr("stageflow.journal._segments.os.pread", pread)
+            receiver.wait(lambda: spans(receiver) == [("a", 1)])
+        receiver.wait(lambda: spans(receiver) == [("a", 1), ("b", None)])
+
+
+def test_event_is_sent_before_all_custom_events_after_it_are_searched(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    custom = {"type": "custom", "data": {"text": "x" * (1 << 20)}}
+    write_segments(journal, [stage("a", now()), *[custom] * 48], [custom] * 48)
+    real, read = os.pread, [0]
+    read_at_first_batch = []
+
+    def pread(*arguments: int) -> bytes:
+        content = real(*arguments)
+        read[0] += len(content)
+        return content
+
+    class Target(Exporter):
+        name = "target"
+        settle_seconds = 60.0
+
+        async def send(self, batch: Batch) -> Sent:
+            read_at_first_batch.append(read[0])
+            return Sent()
+
+    monkeypatch.setattr("stageflow.journal._segments.os.pread", pread)
+    runner = ExportRunner(journal, Target(), settings=FAST)
+    runner.request_stop(30, drain=True)
+    runner.run()
+    assert runner.state.counters.sent >= 97
+    assert read_at_first_batch[0] < 64 << 20
 
 
 def test_stop_waits_for_amendments(journal: Path) -> None:

@@ -430,3 +430,36 @@ def test_slowest_share_is_weighted_by_sample_rate(tmp_path: Path) -> None:
         found = store.explain_slow(slowest=0.05)
         assert found.selection.count == pytest.approx(25, abs=1)
         assert store.explain_slow(slowest=0.11).selection.rows == 50
+
+
+def test_rule_about_several_attributes_matches_although_one_of_them_cannot_be_compared(
+    tmp_path: Path,
+) -> None:
+    write_attributes(tmp_path, [{"a": "x", "b": 1}, {"a": "x"}, {"a": 1}, {"a": [1], "b": 1}])
+    assert matched(tmp_path, "attributes.a = 1 or attributes.b = 1") == [0, 2, 3]
+
+
+def test_rule_matches_an_attribute_whose_name_differs_from_another_one_in_case(tmp_path: Path) -> None:
+    write_attributes(tmp_path, [{"User": 1}, {"user": 1}, {"USER": "x"}, {"user": 2}])
+    assert matched(tmp_path, "attributes.USER = 'x'") == [2]
+
+
+def write_attributes(folder: Path, runs: list[dict[str, Any]]) -> None:
+    """Write runs with these attributes."""
+    lines = []
+    for number, attributes in enumerate(runs):
+        for line in lines_of(number, {}):
+            event = json.loads(line)
+            event["data"]["attributes"] = attributes
+            lines.append(json.dumps(event, separators=(",", ":")) + "\n")
+    closed = '{"type":"writer.closed","journal":{"adopted_by":null,"crashed":0}}\n'
+    (folder / segment_name(new_writer(), 1)).write_text("".join([*lines, closed]))
+
+
+def matched(folder: Path, where: str) -> list[int]:
+    """Compact the journal, and return the numbers of the runs that match a rule."""
+    rule = SampleRule(where=where, reason="rule")
+    compact(folder, sampler=TailSampler(first_of_a_kind=False, one_in=1e9, rules=(rule,)))
+    with EventStore(folder) as store:
+        rows = store.sql("select event_id from runs where sample_reason = 'rule' order by 1").rows
+    return [int(str(event_id)[:8]) for (event_id,) in rows]

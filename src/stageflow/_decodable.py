@@ -19,7 +19,7 @@ __all__ = ["decodable"]
 T = TypeVar("T")
 
 _inspected: set[object] = set()
-_inspecting = threading.Lock()
+_inspecting = threading.RLock()  # a signal handler can decode or fork while its thread inspects a class
 
 # A forked child must not inherit a class that a thread of its parent is inspecting.
 os.register_at_fork(

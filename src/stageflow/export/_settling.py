@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,6 +128,8 @@ class _Writer:
         if chunk is None:
             return False
         for line in chunk.lines:
+            while self._waiting and self._searched - self._waiting[0].found_after > _MAX_AHEAD:
+                self._release()
             if line.text.startswith(_WIDE):
                 self._add(line.text, (chunk.sequence, line.offset), now)
             elif line.text.startswith(WRITER_CLOSED):
@@ -148,10 +149,7 @@ class _Writer:
         if not is_timestamp(at):
             return
         at_us = epoch_us(at)
-        while self._waiting and (
-            self._waiting[0].ended_us + self._settle_us < at_us
-            or self._searched - self._waiting[0].found_after > _MAX_AHEAD
-        ):
+        while self._waiting and self._waiting[0].ended_us + self._settle_us < at_us:
             self._release()
         if not is_amendment:
             event = _Event((line.type, line.data.event_id), position, at_us, now, self._searched, [])
@@ -247,11 +245,15 @@ class Settling:
             at = self._reader.positions.get(name, (1, 0))
             writer = self._writers.setdefault(name, _Writer(at, self._seconds))
             writer.forget_before(at)
-            with contextlib.suppress(OSError):  # the reader reports it
+            try:
                 while not _is_after(writer.until, at, batch_bytes):
                     if not writer.search(segments, now):
                         writer.settle(now_us, now)
                         break
+            except FileNotFoundError:
+                pass  # deleted since it was listed; the next call lists the segments again
+            except OSError:  # the reader reports it
+                writer.settle(now_us, now)  # the events before the unreadable part are sent
             found[name] = writer.until
         return found
 

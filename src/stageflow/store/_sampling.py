@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -274,7 +274,8 @@ def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler
 
     A rule is evaluated on the attributes as each run recorded them, whatever the other runs recorded. If it
     is not valid for their types, it is evaluated on those that are numbers, or text that is a number; the
-    others are null then. An attribute that a run does not have is null.
+    others are null then, also for a run whose values cannot be converted. An attribute that a run does not
+    have is null.
 
     Args:
         connection: The connection that contains the table.
@@ -296,76 +297,97 @@ def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler
 
 def _match_rule(connection: DuckDBPyConnection, table: str, where: str, column: str) -> None:
     predicate = parenthesized(where)
-    names = sorted({ATTRIBUTE + name.replace('""', '"') for name in _ATTRIBUTE_COLUMN.findall(predicate)})
     columns = columns_of(connection, table)
-    others = ", ".join(quoted(name) for name in columns if name not in names)
-    recorded = f"[{', '.join(_recorded_type(name, columns.get(name)) for name in names)}]"
+    by_lower_case = {name.lower(): name for name in columns}
+    # DuckDB does not distinguish the names of columns by case.
+    names = sorted(
+        {
+            name.lower(): name
+            for name in (ATTRIBUTE + name.replace('""', '"') for name in _ATTRIBUTE_COLUMN.findall(predicate))
+        }.values()
+    )
+    stored = [by_lower_case.get(name.lower()) for name in names]
+    others = ", ".join(quoted(name) for name in columns if name not in stored)
+    each = [*zip(names, stored, strict=True)]
+    recorded = f"[{', '.join(_recorded_type(name, at, columns) for name, at in each)}]"
     for (types,) in connection.execute(f"select distinct {recorded} from {table}").fetchall():
-        values = [_recorded_value(*each, columns) for each in zip(names, types, strict=True)]
+        values = [
+            _recorded_value(name, at, type, columns) for (name, at), type in zip(each, types, strict=True)
+        ]
         numbers = [f"try_cast({value} as double)" for value in values]
-        statements = []
+        of_types = f"{recorded} = [{text(*types)}] and {quoted(column)} is null"
+        errors = []
         for reading in (values, numbers, ["null"] * len(names)):
             read = [
                 others,
                 *(f"{value} as {quoted(name)}" for value, name in zip(reading, names, strict=True)),
             ]
-            statements += [
-                f"""
-                    update {table} set {quoted(column)} = true where rowid in (
-                        select run_row from (
-                            select rowid as run_row, {", ".join(read)} from {table}
-                            where {recorded} = [{text(*types)}]
-                        )
-                        where {condition}
-                    )
-                """
-                for condition in (f"try({predicate})", predicate)  # a subquery is not supported by `try`
-            ]
-        _execute_first_valid(connection, statements, where)
+            found = f"select rowid as run_row, {', '.join(read)} from {table} where {of_types}"
+            error = _match(connection, table, column, f"coalesce({predicate}::boolean, false)", found)
+            errors += [error] if error is not None else []
+            # If a value cannot be converted, only the run that recorded it remains unmatched.
+            remaining = connection.execute(f"select count(*) from {table} where {of_types}").fetchone()
+            if remaining == (0,):
+                break
+        else:
+            if len(errors) == len((values, numbers, names)):
+                raise QueryError(
+                    f"invalid sampling rule: {errors[0]}",
+                    sql=where,
+                    hint="rules are SQL predicates over the columns of `runs`",
+                )
 
 
-def _recorded_type(attribute: str, column_type: str | None) -> str:
+def _match(
+    connection: DuckDBPyConnection, table: str, column: str, condition: str, found: str
+) -> Exception | None:
+    """Store whether a condition is true for each of the runs found, except those for which it is an error.
+
+    Returns:
+        Why the condition is invalid for all of them; None if it is valid.
+    """
+    import duckdb
+
+    failed: duckdb.Error | None = None
+    for value in (f"try({condition})", condition):  # a subquery is not supported by `try`
+        try:
+            connection.execute(f"""
+                update {table} set {quoted(column)} = matched
+                from (select run_row, {value} as matched from ({found})) where {table}.rowid = run_row
+            """)
+        except duckdb.Error as error:
+            failed = error
+        else:
+            return None
+    return failed
+
+
+def _recorded_type(attribute: str, stored: str | None, columns: Mapping[str, str]) -> str:
     """Return SQL for the type of an attribute that a run recorded: "NULL" for none."""
-    # A value of another type than the column is in `rest`.
-    in_rest = f"coalesce(json_type(rest, {text(_pointer(attribute))}), 'NULL')"
-    if column_type is None:
-        return in_rest
-    return f"case when {quoted(attribute)} is not null then {text(column_type)} else {in_rest} end"
+    # A value of another type than the column, or whose name differs from it in case, is in `rest`.
+    in_rest = f"json_type(rest, {text(_pointer(attribute))})"
+    if stored is None:
+        return f"coalesce({in_rest}, 'NULL')"
+    in_column = f"case when {quoted(stored)} is not null then {text(columns[stored])} end"
+    return f"coalesce(nullif({in_rest}, 'NULL'), {in_column}, 'NULL')"
 
 
-def _recorded_value(attribute: str, type: str, columns: Mapping[str, str]) -> str:
+def _recorded_value(attribute: str, stored: str | None, type: str, columns: Mapping[str, str]) -> str:
     """Return SQL for the value of an attribute that a run recorded with this type."""
     if type == "NULL":
         return "null"
     if type in ("ARRAY", "OBJECT"):
         return f"json_extract(rest, {text(_pointer(attribute))})"
     in_rest = f"json_extract_string(rest, {text(_pointer(attribute))})::{type}"
-    return f"coalesce({quoted(attribute)}, {in_rest})" if columns.get(attribute) == type else in_rest
+    if stored is not None and columns[stored] == type:
+        return f"coalesce({in_rest}, {quoted(stored)})"
+    return in_rest
 
 
 def _pointer(attribute: str) -> str:
     """Return the JSON pointer of an attribute in `rest`."""
     name = attribute.removeprefix(ATTRIBUTE).replace("~", "~0").replace("/", "~1")
     return f"/attributes/{name}"
-
-
-def _execute_first_valid(connection: DuckDBPyConnection, statements: Sequence[str], where: str) -> None:
-    """Execute the first of these statements that DuckDB accepts for a rule."""
-    import duckdb
-
-    first: duckdb.Error | None = None
-    for statement in statements:
-        try:
-            connection.execute(statement)
-        except duckdb.Error as error:
-            first = first or error
-        else:
-            return
-    raise QueryError(
-        f"invalid sampling rule: {first}",
-        sql=where,
-        hint="rules are SQL predicates over the columns of `runs`",
-    )
 
 
 def columns_of(connection: DuckDBPyConnection, table: str) -> dict[str, str]:

@@ -53,7 +53,8 @@ def find_onset(starts: Floats, cohorts: Cohorts, rows: Mask | None = None) -> On
     if not len(begins):
         return None
     all_before, selected_before = np.cumsum(weights)[begins - 1], np.cumsum(selected)[begins - 1]
-    all_after, selected_after = weights.sum() - all_before, selected.sum() - selected_before
+    # Not as a difference from the total: a small weight after a large one would be rounded to zero.
+    all_after, selected_after = (np.cumsum(each[::-1])[::-1][begins] for each in (weights, selected))
     rises = selected_after / all_after > selected_before / all_before
     if not rises.any():
         return None

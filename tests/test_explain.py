@@ -464,7 +464,7 @@ def test_summary_reports_a_side_without_rows(where: str, summary: str):
     ("where", "said"),
     [
         ("stauts = 'FAIL'", "did you mean 'status'?"),
-        ('"attributes.sise" > 3', "did you mean 'attributes.size'?"),
+        ('"attributes.sise" > 3', 'did you mean "attributes.size"?'),
         ("status = ", "syntax error"),
         ("status = 'FAIL'); DROP TABLE runs; --", "invalid predicate"),
         ("status = 'FAIL'; DROP TABLE runs", "invalid predicate"),

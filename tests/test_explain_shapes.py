@@ -329,7 +329,7 @@ def test_displayed_name_of_an_attribute_is_accepted() -> None:
     assert displayed.selection == quoted.selection
     assert displayed.left_out == quoted.left_out
     assert connection.execute(displayed.differences[0].sql).fetchall()
-    with pytest.raises(QueryError, match=r"did you mean 'attributes\.gen_ai\.model'"):
+    with pytest.raises(QueryError, match=r'did you mean "attributes\.gen_ai\.model"'):
         explain(connection, "attributes.gen_ai.modle = 'm1'")
 
 

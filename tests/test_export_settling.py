@@ -22,6 +22,7 @@ from otlp_collector import LOGS, TRACES, protobuf_messages
 from test_sampling import lines_of
 
 from stageflow import JournalSink, Pipeline
+from stageflow.errors import InvalidArgumentError
 from stageflow.export import (
     Batch,
     DeadLetters,
@@ -467,3 +468,12 @@ def test_amendments_of_a_batch_that_is_not_accepted_are_merged_when_it_is_sent_a
         assert spans(receiver) == [("a", 1)] * 3
         assert amendments(receiver) == []
     assert (state.counters.read, state.counters.sent) == (2, 2)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan"), "2"])
+def test_invalid_settle_seconds_are_refused(journal: Path, seconds: Any) -> None:
+    with ExportReceiver() as receiver:
+        exporter = otlp(receiver)
+        exporter.settle_seconds = seconds
+        with pytest.raises(InvalidArgumentError, match="settle_seconds"):
+            ExportRunner(journal, exporter)

@@ -134,6 +134,9 @@ class ExportRunner:
     ) -> None:
         if not isinstance(exporter, Exporter):
             raise invalid_argument("ExportRunner", "exporter", exporter, "an Exporter")
+        settle = exporter.settle_seconds
+        if not isinstance(settle, (int, float)) or not 0 <= settle < math.inf:
+            raise invalid_argument("ExportRunner", "settle_seconds", settle, "a finite number, 0 or more")
         check_name(exporter.name)
         self.journal = absolute_path(journal)
         self.exporter = exporter

@@ -259,6 +259,8 @@ class Settling:
 
     def merge(self, entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
         """Return the entries, with their amendments, and the amendments among them that were merged."""
+        if not self._seconds > 0 and not self._merged:
+            return list(entries), []
         remaining, merged = [], []
         for entry in entries:
             position = (entry.segment, entry.offset)

@@ -345,7 +345,7 @@ def field_sql(connection: DuckDBPyConnection, over: Over, name: str) -> tuple[st
             "stage/field" for a stage of a run, "run/field" for the run of a stage.
 
     Raises:
-        QueryError: There is no such field or stage.
+        QueryError: The field or the stage does not exist.
     """
     found = _DISPLAYED.fullmatch('"{}"'.format(name.replace('"', '""')))
     if found is None or (place := _stage_field(found)) is None:

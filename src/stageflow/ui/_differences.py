@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["as_differences", "differences", "explanation_as_markdown"]
 
 _ALMOST_ALL = 0.95
-"""A condition is due to the time if so many of the selection, and of the other rows of its time, meet it."""
+"""The share of the selection, and of the other rows of its time, that meets a condition due to the time."""
 
 _MUST_DIFFER = 0.9
 """The largest share of the rest that meets such a condition."""

@@ -209,14 +209,14 @@ def test_batches_of_the_archive_do_not_divide_runs(tmp_path: Path) -> None:
 def test_duplicates_and_amendments_do_not_change_weights(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     sampler = TailSampler(first_of_a_kind=False, keep_failures=False, one_in=2)
-    results = run_some(folder, times=12)
+    results = run_some(folder, times=50)  # their IDs are random: all or none are kept in 2 of 2^50 cases
     compact(folder, sampler=sampler)
     with EventStore(folder) as store:
         before = store.sql("select event_id, sample_rate, sample_reason from events order by 1").rows
-        assert 0 < len(before) < 12 * 10
         totals = store.totals()
         sink = JournalSink(folder, fsync="never")
         kept = {event_id for event_id, _, _ in before}
+        assert 0 < len(kept.intersection(ids(results))) < len(results)
         for result, run_id in zip(results, ids(results), strict=True):
             if run_id in kept:
                 WideEventEmitter(sink).emit_pipeline_wide(result, result.context)

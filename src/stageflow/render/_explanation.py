@@ -242,6 +242,9 @@ def _is_slow(explanation: ExplanationRecord, differences: Sequence[Difference]) 
 
 def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
     parts = []
+    if one.same_time_share is not None:
+        others = f"{percent(one.same_time_share)} of the other {explanation.over} of that time match it too"
+        parts.append(f"due to the time of the selection: {others}")
     if one.verdict != "independent":
         other = labels.get(one.relates_to or "") or on_one_line(one.relates_to)
         parts.append(

@@ -174,7 +174,10 @@ class _Group:
 
 
 def find_combinations(
-    values: Sequence[FieldValues], tables: Mapping[str, ValueTable | None], cohorts: Cohorts
+    values: Sequence[FieldValues],
+    tables: Mapping[str, ValueTable | None],
+    cohorts: Cohorts,
+    rows: Mask,
 ) -> list[Tested]:
     """Return the most promising combinations, selected in half of the clusters and tested in the other half.
 
@@ -186,11 +189,13 @@ def find_combinations(
         values: The fields that can be causes, in the sampled rows.
         tables: The values of each field.
         cohorts: The sampled rows.
+        rows: The rows in which to search. The counts of the findings are those of all sampled rows.
     """
-    half = _first_half(cohorts)
+    first = _first_half(cohorts)
+    half, other_half = rows & first, rows & ~first
     # The number of hypotheses does not depend on the data.
     untested = [Tested()] * _MAX_TESTED
-    if any(0.0 in cohorts.subset(rows).totals for rows in (half, ~half)):
+    if any(0.0 in cohorts.subset(part).totals for part in (half, other_half)):
         return untested
     search = _Search(values, tables, cohorts, half)
     groups = [search.widened(group) for group in search.promising()]
@@ -199,9 +204,9 @@ def find_combinations(
         parts = search.findings(group, half)
         if len(parts) != len(group.conditions):
             continue
-        p = max(_part_p(parts, part, cohorts, ~half) for part in parts)
-        # The reported limits fit all rows.
-        fitted = search.findings(group, np.ones(len(half), bool))
+        p = max(_part_p(parts, part, cohorts, other_half) for part in parts)
+        # The reported limits fit both halves.
+        fitted = search.findings(group, rows)
         tested.append(Tested(1, [_combination(fitted, cohorts, p)], p))
     return (tested + untested)[:_MAX_TESTED]
 

@@ -168,7 +168,7 @@ def left_out(explanation: Mapping[str, Any]) -> dict[str, str]:
 def test_slow_per_field_compares_each_run_with_those_of_the_same_value(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", by_model())
     together = json.loads(command(folder, "slow", "--json"))
-    assert "attributes.model" in together["differences"][0]["fields"]
+    assert "model = large" in together["differences"][0]["description"]
     found = json.loads(command(folder, "slow", "--per", "model", "--json"))
     assert (found["selection"]["rows"], found["rest"]["rows"]) == (100, 1900)
     assert found["differences"][0]["description"] == "attributes.region = eu"

@@ -68,6 +68,7 @@ class Difference(Struct, frozen=True, kw_only=True):
             "run/column" for a field of the run of a stage. More than one for a combination.
         shape: The kind of condition.
         description: The condition as text: "org_id = acme", "attributes.tokens > 812.5", "region is missing".
+        parts: The descriptions of the conditions of a combination, one for each field; otherwise empty.
         value: The value, the values, or the limits of an interval; None if the condition has none.
         condition: The condition as an SQL predicate over the view.
         selection: The rows of the selection that meet the condition.
@@ -124,6 +125,7 @@ class Difference(Struct, frozen=True, kw_only=True):
     verdict: Verdict = "independent"
     relates_to: str | None = None
     varies: str | None = None
+    parts: tuple[str, ...] = ()
     same_time_share: float | None = None
 
     def __str__(self) -> str:

@@ -28,9 +28,6 @@ _MAX_DISTINCT_NUMBERS = 12
 
 _FIRST_ROWS = 2_000
 
-_MIN_GAIN_OF_SET = 1.1
-"""A set of values must explain this many times the deviance that the best single value explains."""
-
 
 @dataclass(frozen=True)
 class FieldValues:
@@ -125,9 +122,7 @@ def compare_field(
 
 
 def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: Cohorts) -> list[Finding]:
-    """Return the conditions on a field, apart from single values, that explain most in some of the rows.
-
-    They are sets, prefixes, elements and calendar conditions. A set must explain clearly more than a value.
+    """Return the prefixes, elements and calendar conditions that explain most in some of the sampled rows.
 
     Args:
         rows: The rows to search. The masks of the findings contain all rows.
@@ -142,12 +137,7 @@ def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: 
         findings += find_categories(Named.of(values.field), counted, codes, cohorts.design_effect)[0]
     if values.numbers is not None and values.field.is_time:
         findings += find_calendar(values.field, np.where(rows, values.numbers, np.nan), cohorts)[0]
-    best_value = max((one.gain for one in findings if one.shape == "value"), default=0.0)
-    return [
-        one
-        for one in findings
-        if one.shape != "value" and (one.shape != "values" or one.gain >= _MIN_GAIN_OF_SET * best_value)
-    ]
+    return [one for one in findings if one.shape in ("prefix", "element", "date", "weekday", "hour")]
 
 
 def find_set(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: Cohorts) -> Finding | None:

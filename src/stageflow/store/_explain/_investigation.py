@@ -414,6 +414,7 @@ class _Investigation:
                     deviance=one.deviance,
                     q_value=one.q,
                     run_ids=self._sample.run_ids(one.finding.mask),
+                    parts=tuple(part.text for part in one.finding.parts),
                     sql=self._sql(one.finding.condition.sql),
                     synonyms=tuple(synonym.text for synonym in one.synonyms),
                     verdict=one.verdict,

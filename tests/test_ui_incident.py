@@ -52,3 +52,17 @@ def test_where_begins_with_the_stage_of_the_first_difference(
     page = opened(ui, f"view=explore&select={quote(SLOWEST)}").page
     where = page.locator(".differences li", has_text="of the additional time of the runs that match row 1")
     expect(where.first).to_contain_text("search took")
+
+
+# ---------------------------------------------------------------- two runs
+
+
+@pytest.mark.slow
+def test_comparison_states_which_stages_were_not_reached(ui: Served, opened: Callable[..., Watched]) -> None:
+    failed = ui.get("runs", where="first_failed_stage = 'search' and pipeline_name = 'ask'")["rows"][0]
+    ended = ui.get("runs", where="outcome = 'ok' and pipeline_name = 'ask' and duration_ms > 900")["rows"][0]
+    page = opened(ui, f"view=compare&id={ended['run_id']}&with={failed['run_id']}").page
+    expect(page.locator("h1")).to_contain_text("not reached in the second run")
+    expect(page.locator("h1")).not_to_contain_text("llm (")
+    line = page.get_by_role("table", name="Stages of both runs").locator("tr", has_text="llm")
+    expect(line.locator("td").last).to_have_text("not reached")

@@ -54,6 +54,55 @@ def test_where_begins_with_the_stage_of_the_first_difference(
     expect(where.first).to_contain_text("search took")
 
 
+# ---------------------------------------------------------------- stages
+
+
+def test_stages_are_compared_with_the_time_before(ui: Served) -> None:
+    found = ui.get("stages")
+    rows = {row["stat"]["stage"]: row for row in found["rows"] if row["stat"]["pipeline"] == "ask"}
+    search, llm = rows["search"], rows["llm"]
+    assert search["earlier"]["count"] + search["recent"]["count"] == search["stat"]["count"]
+    assert search["recent"]["p99_ms"] > 10 * search["earlier"]["p99_ms"]
+    assert llm["recent"]["p99_ms"] < 1.5 * llm["earlier"]["p99_ms"]
+    assert search["earlier"]["failed"] == 0 < search["recent"]["failed"]
+    assert len(search["p99_ms"]) == len(search["p95_ms"])
+    assert max(filter(None, search["p99_ms"][:20])) < 500 < max(filter(None, search["p99_ms"][-8:]))
+
+
+@pytest.mark.slow
+def test_stages_begin_with_what_changed(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=stages&pipeline=ask").page
+    expect(page.locator("h1")).to_contain_text(
+        re.compile(r"^ask: search became slower: p99 \S+ s since .* before")
+    )
+    expect(page.locator("h1")).to_contain_text("search fails more often")
+    first = page.get_by_role("table", name="Stages").locator("tbody tr").first
+    expect(first).to_contain_text("guard")
+    page.get_by_role("button", name="Change").click()
+    expect(first).to_contain_text("search")
+    assert "sort=change" in page.url
+    expect(first.get_by_role("img", name="p99 over time").last).to_be_visible()
+    page.get_by_role("button", name="Change").click()
+    expect(first).to_contain_text("guard")
+
+
+# ---------------------------------------------------------------- fields of stages
+
+
+@pytest.mark.slow
+def test_filter_by_an_attribute_without_its_stage_suggests_the_stage(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    watched = opened(ui, "view=runs")
+    page = watched.page
+    page.get_by_role("combobox", name="Filter").fill("shard = eu-4")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Use search/attributes.shard").click()
+    page.wait_for_url(re.compile("where=.*search%2Fattributes.shard"))
+    expect(page.locator("h1")).to_contain_text(re.compile(r"^\d+ runs match the filter"))
+    watched.problems[:] = [each for each in watched.problems if "status of 400" not in each]
+
+
 # ---------------------------------------------------------------- two runs
 
 

@@ -198,7 +198,7 @@ export type Finding = {
   view: "errors" | "explore" | "runs" | "status";
 };
 
-/** A group of rows in the whole time range. */
+/** The statistics of a group of rows in the whole time range, or in a part of it. */
 export type GroupTotal = {
   count: number;
   failed: number;
@@ -411,6 +411,8 @@ export type Series = {
   marks: Mark[];
   estimated: boolean;
   sql: string;
+  incomplete_first: boolean;
+  incomplete_last: boolean;
 };
 
 /** One line of each chart. Each list has one element per time step; None is a gap. */
@@ -494,7 +496,10 @@ export type StageRow = {
   stat: Stat;
   where: string;
   runs_where: string;
+  earlier: GroupTotal;
+  recent: GroupTotal;
   p95_ms: (number | null)[];
+  p99_ms: (number | null)[];
   count: number[];
   failed: number[];
 };
@@ -504,6 +509,8 @@ export type Stages = {
   snapshot: number;
   since: string;
   step_s: number;
+  incomplete_last: boolean;
+  recent_since: string;
   rows: StageRow[];
   graphs: StageGraph[];
 };

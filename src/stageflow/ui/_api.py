@@ -173,7 +173,7 @@ class Mark(Struct, frozen=True, kw_only=True):
 
 
 class GroupTotal(Struct, frozen=True, kw_only=True):
-    """A group of rows in the whole time range.
+    """The statistics of a group of rows in the whole time range, or in a part of it.
 
     Attributes:
         count: Number of rows.
@@ -237,6 +237,8 @@ class Series(Struct, frozen=True, kw_only=True):
         marks: The marks in the time range.
         estimated: True if rows were sampled.
         sql: The query as SQL.
+        incomplete_first: Whether the time range starts within the first step.
+        incomplete_last: Whether it ends within the last step.
     """
 
     snapshot: int
@@ -250,6 +252,8 @@ class Series(Struct, frozen=True, kw_only=True):
     marks: tuple[Mark, ...]
     estimated: bool
     sql: str
+    incomplete_first: bool
+    incomplete_last: bool
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -530,7 +534,10 @@ class StageRow(Struct, frozen=True, kw_only=True):
         stat: Its statistics.
         where: The predicate that selects its rows in `stages`.
         runs_where: The predicate that selects the runs of the pipeline in `runs`.
+        earlier: Its statistics before the last quarter of the time range.
+        recent: Its statistics in the last quarter of the time range.
         p95_ms: 95th percentile of its duration in milliseconds for each time step; None is a gap.
+        p99_ms: 99th percentile.
         count: Number of rows for each time step.
         failed: Number of failures for each time step.
     """
@@ -538,7 +545,10 @@ class StageRow(Struct, frozen=True, kw_only=True):
     stat: Stat
     where: str
     runs_where: str
+    earlier: GroupTotal
+    recent: GroupTotal
     p95_ms: tuple[float | None, ...]
+    p99_ms: tuple[float | None, ...]
     count: tuple[float, ...]
     failed: tuple[float, ...]
 
@@ -564,6 +574,8 @@ class Stages(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         since: Start of the first time step, RFC 3339.
         step_s: Length of a step in seconds.
+        incomplete_last: Whether the time range ends within the last step.
+        recent_since: Start of the last quarter of the time range, RFC 3339.
         rows: The stages, grouped by pipeline.
         graphs: The graph of each pipeline.
     """
@@ -571,6 +583,8 @@ class Stages(Struct, frozen=True, kw_only=True):
     snapshot: int
     since: str
     step_s: float
+    incomplete_last: bool
+    recent_since: str
     rows: tuple[StageRow, ...]
     graphs: tuple[StageGraph, ...]
 

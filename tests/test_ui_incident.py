@@ -115,3 +115,18 @@ def test_comparison_states_which_stages_were_not_reached(ui: Served, opened: Cal
     expect(page.locator("h1")).not_to_contain_text("llm (")
     line = page.get_by_role("table", name="Stages of both runs").locator("tr", has_text="llm")
     expect(line.locator("td").last).to_have_text("not reached")
+
+
+# ---------------------------------------------------------------- distributions
+
+
+@pytest.mark.slow
+def test_distributions_agree_with_the_differences(ui: Served, opened: Callable[..., Watched]) -> None:
+    select = quote("failed and first_failed_stage = 'llm'")
+    page = opened(ui, f"view=explore&select={select}").page
+    expect(page.get_by_text("differs as a cause").first).to_be_visible()
+    expect(page.locator(".facet .badge.differs")).to_have_count(0)
+    page = opened(ui, f"view=explore&select={quote('duration_ms > 3000')}").page
+    expect(page.get_by_role("region", name="org_id").locator(".badge")).to_have_text("differs")
+    stage = page.get_by_role("region", name="first_failed_stage")
+    expect(stage.locator(".badge")).to_have_text("likely effect")

@@ -68,6 +68,8 @@ export function Explore(): JSX.Element {
   });
   const fields = useQuery<Completions>("explore-fields", "api/complete", { over: state.over });
 
+  const explanation = select && !compared.stale ? (compared.data?.explanation ?? null) : null;
+
   const box = map.data && select ? parseBox(select, map.data.measure_sql) : null;
   const stale = map.stale || (select !== "" && (facets.stale || compared.stale));
   const sentence = describe(
@@ -215,7 +217,11 @@ export function Explore(): JSX.Element {
         height={360}
       >
         {(data) =>
-          data.fields.length ? <Facets data={data} select={select} /> : <Empty>No field has values.</Empty>
+          data.fields.length ? (
+            <Facets data={data} select={select} explanation={explanation} />
+          ) : (
+            <Empty>No field has values.</Empty>
+          )
         }
       </Panel>
       <SeriesPanel query={series} fields={fields.data?.suggestions ?? []} preset={presetOf(measure, colour)} />

@@ -130,3 +130,96 @@ def test_distributions_agree_with_the_differences(ui: Served, opened: Callable[.
     expect(page.get_by_role("region", name="org_id").locator(".badge")).to_have_text("differs")
     stage = page.get_by_role("region", name="first_failed_stage")
     expect(stage.locator(".badge")).to_have_text("likely effect")
+
+
+# ---------------------------------------------------------------- narrow windows
+
+PHONE = {"viewport": {"width": 360, "height": 800}, "has_touch": True, "is_mobile": True}
+
+
+def swipe(page: Page, x: float, y: float, dx: float, dy: float) -> None:
+    """Move a finger over the heatmap."""
+    plot = page.get_by_role("application", name="of runs over time")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    start = (box["x"] + x * box["width"], box["y"] + y * box["height"])
+    client = page.context.new_cdp_session(page)
+    for step in range(13):
+        kind = "touchStart" if step == 0 else "touchMove"
+        point = {"x": start[0] + dx * step / 12, "y": start[1] + dy * step / 12}
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    client.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+@pytest.mark.slow
+def test_steep_drag_of_a_finger_selects_and_a_vertical_one_scrolls(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=explore", **PHONE).page
+    swipe(page, 0.7, 0.9, 45, -110)
+    page.wait_for_url(re.compile("select="))
+    page.get_by_role("button", name="Clear selection").click()
+    settle(page)
+    before = page.evaluate("scrollY")
+    swipe(page, 0.5, 0.9, 3, -120)
+    page.wait_for_function(f"scrollY > {before} + 40")
+    assert "select=" not in page.url
+
+
+def assert_columns_fit(page: Page) -> None:
+    for table in page.locator("table:visible").all():
+        assert table.evaluate("each => each.scrollWidth <= each.parentElement.clientWidth + 1")
+
+
+@pytest.mark.slow
+def test_narrow_window_shows_the_key_figures(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=stages&pipeline=ask", **PHONE).page
+    row = page.get_by_role("table", name="Stages").locator("tbody tr", has_text="search")
+    for text in ("p50", "p95", "p99", "\N{MULTIPLICATION SIGN}"):
+        expect(row.get_by_text(text).locator("visible=true").first).to_be_visible()
+    assert_columns_fit(page)
+    page = opened(ui, "view=errors", **PHONE).page
+    row = page.get_by_role("table", name="Errors").locator("tbody tr").first
+    for text in ("users", "first", "Example"):
+        expect(row.get_by_text(text).locator("visible=true").first).to_be_visible()
+    assert_columns_fit(page)
+    run = ui.get("runs", where="duration_ms > 3000")["rows"][0]
+    page = opened(ui, f"view=run&id={run['run_id']}", **PHONE).page
+    row = page.get_by_role("table", name="Times compared").locator("tbody tr").first
+    for text in ("p50", "p95", "slower than"):
+        expect(row.get_by_text(text).locator("visible=true").first).to_be_visible()
+    assert_columns_fit(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_label_of_a_mark_is_above_its_line(ui: Served, opened: Callable[..., Watched], width: int) -> None:
+    page = opened(ui, viewport={"width": width, "height": 800}).page
+    expect(page.locator(".vmark.onset")).to_have_count(3)
+    for marks in page.locator(".marks").all():
+        plot, line, label = (
+            marks.bounding_box(),
+            marks.locator(".vmark.onset").bounding_box(),
+            marks.locator(".vmark-label", has_text="more").first.bounding_box(),
+        )
+        assert plot is not None
+        assert line is not None
+        assert label is not None
+        at = line["x"] + line["width"] / 2
+        assert label["x"] - 1 <= at <= label["x"] + label["width"] + 1
+        assert plot["x"] <= label["x"]
+        assert label["x"] + label["width"] <= plot["x"] + plot["width"] + 1
+
+
+@pytest.mark.slow
+def test_streaming_looks_different_from_running(ui: Served, opened: Callable[..., Watched]) -> None:
+    run = ui.get("runs", limit="1")["rows"][0]
+    page = opened(ui, f"view=run&id={run['run_id']}").page
+    ran, streamed = (
+        page.locator(f".wf-legend .seg.{kind}.is-ok").evaluate(
+            "each => getComputedStyle(each).backgroundImage"
+        )
+        for kind in ("run", "stream")
+    )
+    assert (ran, "gradient" in streamed) == ("none", True)

@@ -223,3 +223,25 @@ def test_streaming_looks_different_from_running(ui: Served, opened: Callable[...
         for kind in ("run", "stream")
     )
     assert (ran, "gradient" in streamed) == ("none", True)
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.slow
+def test_selection_of_an_error_is_named_by_its_type(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=errors").page
+    page.get_by_role("link", name="What is different").first.click()
+    settle(page)
+    expect(page.locator("h1")).to_contain_text("search failed with TimeoutError (ask)")
+    expect(page.locator("h1")).not_to_contain_text("1:search")
+
+
+@pytest.mark.slow
+def test_fast_run_that_failed_is_not_explained_as_slow(ui: Served, opened: Callable[..., Watched]) -> None:
+    failed = ui.get("runs", where="failed and duration_ms < 900 and first_failed_stage = 'llm'")["rows"][0]
+    page = opened(ui, f"view=run&id={failed['run_id']}").page
+    expect(page.locator(".explanation h2")).to_have_text(re.compile("^Compared with .* that ended OK$"))
+    slow = ui.get("runs", where="not failed and duration_ms > 3000")["rows"][0]
+    page = opened(ui, f"view=run&id={slow['run_id']}").page
+    expect(page.locator(".explanation h2")).to_contain_text("Why this run was slow")

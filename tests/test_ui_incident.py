@@ -132,6 +132,29 @@ def test_distributions_agree_with_the_differences(ui: Served, opened: Callable[.
     expect(stage.locator(".badge")).to_have_text("likely effect")
 
 
+# ---------------------------------------------------------------- incomplete intervals
+
+
+def test_series_states_which_intervals_are_incomplete(ui: Served) -> None:
+    found = ui.get("series")
+    assert (found["incomplete_first"], found["incomplete_last"]) == (True, True)
+    whole = {"since": "2026-01-01T00:00:00Z", "until": "2026-01-03T00:00:00Z"}
+    found = ui.get("series", **whole)
+    assert (found["incomplete_first"], found["incomplete_last"]) == (False, False)
+    assert ui.get("stages")["incomplete_last"]
+
+
+@pytest.mark.slow
+def test_incomplete_interval_is_marked(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui).page
+    chart = page.locator(".line-chart").first
+    expect(chart.locator("figcaption")).to_contain_text("incomplete interval")
+    chart.get_by_role("application").press("ArrowLeft")
+    expect(chart.locator("figcaption")).to_contain_text(", incomplete interval")
+    chart.get_by_role("application").press("ArrowLeft")
+    expect(chart.locator("figcaption")).not_to_contain_text(", incomplete interval")
+
+
 # ---------------------------------------------------------------- narrow windows
 
 PHONE = {"viewport": {"width": 360, "height": 800}, "has_touch": True, "is_mobile": True}
@@ -245,3 +268,49 @@ def test_fast_run_that_failed_is_not_explained_as_slow(ui: Served, opened: Calla
     slow = ui.get("runs", where="not failed and duration_ms > 3000")["rows"][0]
     page = opened(ui, f"view=run&id={slow['run_id']}").page
     expect(page.locator(".explanation h2")).to_contain_text("Why this run was slow")
+
+
+# ---------------------------------------------------------------- the incident on the overview
+
+
+def test_onsets_are_marks(ui: Served) -> None:
+    found = ui.get("causes")
+    (onset,) = found["onsets"]
+    assert onset["kind"] == "onset"
+    assert onset["at"] in {finding["since"] for finding in found["findings"]}
+    assert onset["label"] == "more failures, more slow runs"
+    assert {finding["kind"] for finding in found["findings"]} == {"failures", "durations"}
+
+
+@pytest.mark.slow
+def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui).page
+    expect(page.locator("h1")).to_have_text(
+        re.compile(
+            r"^Since (\d\d-\d\d )?\d\d:\d\d, runs with search/attributes\.shard = eu-4 fail more often"
+        )
+    )
+    expect(page.locator("h1")).to_contain_text("are slow more often")
+    change = page.locator(".changes li", has_text="onset")
+    change.get_by_role("link", name="more failures").click()
+    page.wait_for_url(re.compile("view=explore.*select="))
+    expect(page.locator(".vmark.onset").first).to_be_attached()
+
+
+@pytest.mark.slow
+def test_new_errors_come_first(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=errors").page
+    rows = page.get_by_role("table", name="Errors").locator("tbody tr")
+    expect(rows.first).to_contain_text("new")
+    expect(page.locator("h1")).to_contain_text("2 new errors: TimeoutError in search")
+    expect(rows.last).to_contain_text("llm")
+    page.get_by_role("button", name="Most frequent").click()
+    expect(rows.first).to_contain_text("llm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_time_zone_is_always_visible(ui: Served, opened: Callable[..., Watched], width: int) -> None:
+    options = {"viewport": {"width": width, "height": 800}, "timezone_id": "Asia/Kolkata"}
+    page = opened(ui, "view=runs", **options).page
+    expect(page.locator("header.top").get_by_text("UTC+05:30")).to_be_visible()

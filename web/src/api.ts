@@ -13,6 +13,7 @@ export type Bin = {
 export type Causes = {
   snapshot: number;
   findings: Finding[];
+  onsets: Mark[];
 };
 
 /** A cell of a heatmap that is not empty; a JSON array. */
@@ -189,6 +190,7 @@ export type Facets = {
 
 /** A sentence of the overview. */
 export type Finding = {
+  kind: "alert" | "crashes" | "durations" | "failures" | "none";
   level: "bad" | "info" | "ok" | "warning";
   text: string;
   where: string | null;
@@ -272,7 +274,7 @@ export type Location = {
 export type Mark = {
   at: string;
   until: string | null;
-  kind: "alert" | "error" | "version";
+  kind: "alert" | "error" | "onset" | "version";
   label: string;
   where: string | null;
 };

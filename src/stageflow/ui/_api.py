@@ -160,14 +160,15 @@ class Mark(Struct, frozen=True, kw_only=True):
     Attributes:
         at: RFC 3339.
         until: The end of the incident of an alert; None while it fires, and for other kinds.
-        kind: A service version or an error that occurred for the first time, or an incident of an alert.
+        kind: A service version or an error that occurred for the first time, an incident of an alert, or the
+            onset of a finding.
         label: Its text.
         where: The predicate that selects its runs; None for an alert.
     """
 
     at: str
     until: str | None = None
-    kind: Literal["version", "error", "alert"]
+    kind: Literal["version", "error", "alert", "onset"]
     label: str
     where: str | None
 
@@ -260,6 +261,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     """A sentence of the overview.
 
     Attributes:
+        kind: What it is about; "none" if nothing is unusual.
         level: Its severity; "ok" if there are no problems.
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
@@ -269,6 +271,7 @@ class Finding(Struct, frozen=True, kw_only=True):
         view: The view that shows the details.
     """
 
+    kind: Literal["alert", "failures", "crashes", "durations", "none"]
     level: Literal["bad", "warning", "info", "ok"]
     text: str
     where: str | None
@@ -304,10 +307,12 @@ class Causes(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         findings: The findings of `Overview`, with causes.
+        onsets: When findings started, oldest first.
     """
 
     snapshot: int
     findings: tuple[Finding, ...]
+    onsets: tuple[Mark, ...]
 
 
 class Cell(Struct, frozen=True, array_like=True, gc=False):

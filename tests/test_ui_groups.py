@@ -54,7 +54,6 @@ def test_suggested_groups_include_fields_of_stages_but_no_ids(ui: Served) -> Non
         "search/attributes.trace",
     }
     assert found["search/attributes.shard"]["kind"] == "stage field"
-    # The view of the runs has a column for each attribute of a stage, which is empty.
     assert "attributes.shard" not in found
     # A field with one value shows nothing.
     assert found["service_version"]["usefulness"] > found["pipeline_name"]["usefulness"]

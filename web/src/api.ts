@@ -13,6 +13,7 @@ export type Bin = {
 export type Causes = {
   snapshot: number;
   findings: Finding[];
+  onsets: Mark[];
 };
 
 /** A cell of a heatmap that is not empty; a JSON array. */
@@ -190,6 +191,7 @@ export type Facets = {
 
 /** A sentence of the overview. */
 export type Finding = {
+  kind: "alert" | "crashes" | "durations" | "failures" | "none";
   level: "bad" | "info" | "ok" | "warning";
   text: string;
   where: string | null;
@@ -199,7 +201,7 @@ export type Finding = {
   view: "errors" | "explore" | "runs" | "status";
 };
 
-/** A group of rows in the whole time range. */
+/** The statistics of a group of rows in the whole time range, or in a part of it. */
 export type GroupTotal = {
   count: number;
   failed: number;
@@ -273,7 +275,7 @@ export type Location = {
 export type Mark = {
   at: string;
   until: string | null;
-  kind: "alert" | "error" | "version";
+  kind: "alert" | "error" | "onset" | "version";
   label: string;
   where: string | null;
 };
@@ -411,6 +413,8 @@ export type Series = {
   marks: Mark[];
   estimated: boolean;
   sql: string;
+  incomplete_first: boolean;
+  incomplete_last: boolean;
 };
 
 /** One line of each chart. Each list has one element per time step; None is a gap. */
@@ -494,7 +498,10 @@ export type StageRow = {
   stat: Stat;
   where: string;
   runs_where: string;
+  earlier: GroupTotal;
+  recent: GroupTotal;
   p95_ms: (number | null)[];
+  p99_ms: (number | null)[];
   count: number[];
   failed: number[];
 };
@@ -504,6 +511,8 @@ export type Stages = {
   snapshot: number;
   since: string;
   step_s: number;
+  incomplete_last: boolean;
+  recent_since: string;
   rows: StageRow[];
   graphs: StageGraph[];
 };

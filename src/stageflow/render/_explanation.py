@@ -161,18 +161,19 @@ def _of_clusters(explanation: ExplanationRecord, clusters: int, users: int | Non
 
 def _location(location: Location) -> Text:
     text = Text("where  ", style=QUIET)
-    share = f"{percent(location.share)} of the "
+    share = percent(location.share)
     if location.what == "failed":
         where = on_one_line(location.stage) if location.stage is not None else "the run"
         error = f" with {on_one_line(location.error_type)}" if location.error_type else ""
-        text.append(f"{where} failed{error}: {share}failures", style="")
+        text.append(f"{where} failed{error}: {share} of the failures", style="")
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
     times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"
     if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
-        times += f": {share}excess time; {percent(location.cause_share)} in the runs with difference 1"
+        times += f": {percent(location.cause_share)} of the excess time of the runs with difference 1"
+        times += f"; {share} of all excess time"
     else:
-        times += f": {share}excess time"
+        times += f": {share} of the excess time"
     text.append(f"{on_one_line(location.stage)} {verb} {times}", style="")
     return text
 
@@ -265,7 +266,8 @@ def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str
         if _is_slow(explanation, [one]):
             parts.append(f"q {_q(one.q_value)}")
         if one.varies is not None:
-            parts.append(f"the effect differs with {labels.get(one.varies) or on_one_line(one.varies)}")
+            other = labels.get(one.varies) or on_one_line(one.varies)
+            parts.append(f"its effect depends on whether {other} matches too")
     if one.synonyms:
         named = [on_one_line(synonym) for synonym in one.synonyms]
         more = len(named) - _MAX_NAMES

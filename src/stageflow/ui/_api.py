@@ -160,20 +160,21 @@ class Mark(Struct, frozen=True, kw_only=True):
     Attributes:
         at: RFC 3339.
         until: The end of the incident of an alert; None while it fires, and for other kinds.
-        kind: A service version or an error that occurred for the first time, or an incident of an alert.
+        kind: A service version or an error that occurred for the first time, an incident of an alert, or the
+            onset of a finding.
         label: Its text.
         where: The predicate that selects its runs; None for an alert.
     """
 
     at: str
     until: str | None = None
-    kind: Literal["version", "error", "alert"]
+    kind: Literal["version", "error", "alert", "onset"]
     label: str
     where: str | None
 
 
 class GroupTotal(Struct, frozen=True, kw_only=True):
-    """A group of rows in the whole time range.
+    """The statistics of a group of rows in the whole time range, or in a part of it.
 
     Attributes:
         count: Number of rows.
@@ -237,6 +238,8 @@ class Series(Struct, frozen=True, kw_only=True):
         marks: The marks in the time range.
         estimated: True if rows were sampled.
         sql: The query as SQL.
+        incomplete_first: Whether the time range starts within the first step.
+        incomplete_last: Whether it ends within the last step.
     """
 
     snapshot: int
@@ -250,12 +253,15 @@ class Series(Struct, frozen=True, kw_only=True):
     marks: tuple[Mark, ...]
     estimated: bool
     sql: str
+    incomplete_first: bool
+    incomplete_last: bool
 
 
 class Finding(Struct, frozen=True, kw_only=True):
     """A sentence of the overview.
 
     Attributes:
+        kind: What it is about; "none" if nothing is unusual.
         level: Its severity; "ok" if there are no problems.
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
@@ -265,6 +271,7 @@ class Finding(Struct, frozen=True, kw_only=True):
         view: The view that shows the details.
     """
 
+    kind: Literal["alert", "failures", "crashes", "durations", "none"]
     level: Literal["bad", "warning", "info", "ok"]
     text: str
     where: str | None
@@ -300,10 +307,12 @@ class Causes(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         findings: The findings of `Overview`, with causes.
+        onsets: When findings started, oldest first.
     """
 
     snapshot: int
     findings: tuple[Finding, ...]
+    onsets: tuple[Mark, ...]
 
 
 class Cell(Struct, frozen=True, array_like=True, gc=False):
@@ -495,7 +504,10 @@ class StageRow(Struct, frozen=True, kw_only=True):
         stat: Its statistics.
         where: The predicate that selects its rows in `stages`.
         runs_where: The predicate that selects the runs of the pipeline in `runs`.
+        earlier: Its statistics before the last quarter of the time range.
+        recent: Its statistics in the last quarter of the time range.
         p95_ms: 95th percentile of its duration in milliseconds for each time step; None is a gap.
+        p99_ms: 99th percentile.
         count: Number of rows for each time step.
         failed: Number of failures for each time step.
     """
@@ -503,7 +515,10 @@ class StageRow(Struct, frozen=True, kw_only=True):
     stat: Stat
     where: str
     runs_where: str
+    earlier: GroupTotal
+    recent: GroupTotal
     p95_ms: tuple[float | None, ...]
+    p99_ms: tuple[float | None, ...]
     count: tuple[float, ...]
     failed: tuple[float, ...]
 
@@ -529,6 +544,8 @@ class Stages(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         since: Start of the first time step, RFC 3339.
         step_s: Length of a step in seconds.
+        incomplete_last: Whether the time range ends within the last step.
+        recent_since: Start of the last quarter of the time range, RFC 3339.
         rows: The stages, grouped by pipeline.
         graphs: The graph of each pipeline.
     """
@@ -536,6 +553,8 @@ class Stages(Struct, frozen=True, kw_only=True):
     snapshot: int
     since: str
     step_s: float
+    incomplete_last: bool
+    recent_since: str
     rows: tuple[StageRow, ...]
     graphs: tuple[StageGraph, ...]
 

@@ -112,10 +112,9 @@ type TableProperties = Properties & { rows: Difference[]; label: string };
 
 function DifferenceTable({ rows, explanation, label, onHover }: TableProperties): JSX.Element {
   const rate = rateName(explanation);
-  const meaning =
-    explanation.selected_are === "failures"
-      ? "The share of the rows with the condition that failed, and the share of all other rows that failed."
-      : "The share of the rows with the condition that are selected, and the share of all other rows that are selected.";
+  const are = { Failed: "failed", Slow: "are slow", Selected: "are selected" }[rate];
+  const noun = explanation.over;
+  const meaning = `The share of the ${noun} that match the condition and ${are}, and the share of all other ${noun} that ${are}.`;
   const slow = rows.some((row) => row.p50_ms !== null);
   return (
     <table class="rows difference-table" aria-label={label}>
@@ -132,12 +131,12 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
             Of the rest
           </th>
           <th scope="col" class="number medium-only">
-            <Info text={meaning}>{rate} with / without</Info>
+            <Info text={meaning}>{rate}: matching / other</Info>
           </th>
           {slow && (
             <th scope="col" class="number wide-only">
-              <Info text="The median duration of the rows that meet the condition, and of all other rows.">
-                p50 with / without
+              <Info text="The median duration of the rows that match the condition, and of all other rows.">
+                p50: matching / other
               </Info>
             </th>
           )}
@@ -180,8 +179,8 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
               />
               {/* A narrow window has no columns for these. */}
               <div class="small small-only">
-                {rate}: {percent(row.rate)} with it, {percent(row.other_rate)} without it; chance (q){" "}
-                {qValue(row.q_value)}
+                {percent(row.rate)} of the matching {noun} {are}, {percent(row.other_rate)} of the others;
+                chance (q) {qValue(row.q_value)}
               </div>
               <div class="small muted">{remarks(row, index, rows, explanation)}</div>
             </td>
@@ -216,8 +215,9 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
   );
 }
 
-function rateName(explanation: Explanation): string {
-  return explanation.selected_are === "failures" ? "Failure rate" : "Share selected";
+function rateName({ selected_are }: Explanation): "Failed" | "Slow" | "Selected" {
+  if (selected_are === "failures") return "Failed";
+  return selected_are.startsWith("slow") ? "Slow" : "Selected";
 }
 
 /** A warning: the selection has a value only because of its time. */
@@ -317,7 +317,7 @@ function remarks(
     share !== null &&
       `due to the time: ${share === 1 ? "all" : percent(share)} other ${explanation.over} of that time match it too`,
     verdict,
-    row.varies && `matters more, or less, where ${named(row.varies)} matches too: look at both together`,
+    row.varies && `its effect depends on whether ${named(row.varies)} matches too`,
     extent.join(", "),
     same,
   ];
@@ -350,10 +350,10 @@ function LocationText({
   return (
     <>
       <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
-      with {duration(location.other_ms)}: {percent(location.share)} of the additional time
-      {location.cause_share !== null &&
-        Math.abs(location.cause_share - location.share) >= 0.05 &&
-        `; ${percent(location.cause_share)} in the ${explanation.over} that match the first difference`}
+      with {duration(location.other_ms)} on average:{" "}
+      {location.cause_share !== null && Math.abs(location.cause_share - location.share) >= 0.05
+        ? `${percent(location.cause_share)} of the additional time of the ${explanation.over} that match row 1; ${percent(location.share)} of all additional time`
+        : `${percent(location.share)} of the additional time`}
     </>
   );
 }

@@ -115,7 +115,7 @@ def compare_field(
             lowest = min(lowest, found.p)
             left_out = None
     if not comparisons and left_out is None:
-        left_out = "the same in every row"
+        left_out = "empty in every row" if missing.all() else "the same in every row"
     return Tested(
         comparisons, [one.scaled(comparisons) for one in best], min(1.0, lowest * comparisons), left_out
     )

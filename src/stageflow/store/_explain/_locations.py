@@ -143,12 +143,18 @@ def _of_time(connection: DuckDBPyConnection, sample: Sample, cause: str | None) 
 
     found_excesses = excesses((1, 2), selection)
     of_caused = excesses((2,), caused) if caused else {}
-    ordered = sorted(found_excesses.items(), key=lambda one: (-one[1].excess, one[0][0]))
+
+    def rank(place: _Place) -> tuple[float, float, str]:
+        # The slowest runs include the usual tail, so the stages that take longer with the cause come first.
+        of_cause = max(0.0, of_caused[place].excess) if of_caused else 0.0
+        return -of_cause, -found_excesses[place].excess, place[0]
+
     total, total_caused = (
         sum(one.excess for one in each.values() if one.excess > 0) for each in (found_excesses, of_caused)
     )
     locations = []
-    for (stage, what), (excess, ms, other_ms) in ordered:
+    for stage, what in sorted(found_excesses, key=rank):
+        excess, ms, other_ms = found_excesses[stage, what]
         share = max(0.0, excess) / total if total else 0.0
         cause_share = max(0.0, of_caused[stage, what].excess) / total_caused if total_caused else None
         if max(share, cause_share or 0.0) < _MIN_SHARE:

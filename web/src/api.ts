@@ -79,6 +79,7 @@ export type Difference = {
   verdict: "explained" | "independent" | "inseparable" | "remains";
   relates_to: string | null;
   varies: string | null;
+  parts: string[];
   same_time_share: number | null;
 };
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import InvalidArgumentError, did_you_mean, invalid_argument, type_name
+from ..errors import InvalidArgumentError, did_you_mean, type_name
 from ._exporter import Exporter
 from ._http import HttpExporter
 from ._kafka import KafkaExporter
@@ -68,8 +68,8 @@ def exporter_for(
             raise InvalidArgumentError(f"the environment variable {url_env} is not set")
     scheme = url.partition(":")[0] if isinstance(url, str) else ""
     if scheme not in _SCHEMES:
-        expected = f"a URL that begins with {', '.join(f'{known}:' for known in _SCHEMES)}"
-        raise invalid_argument("exporter_for", "url", f"{scheme}:...", expected)
+        known_schemes = ", ".join(f"{known}:" for known in _SCHEMES)
+        raise InvalidArgumentError(f"expected a URL that begins with {known_schemes}, got '{scheme}:...'")
     kind = _SCHEMES[scheme]
     known = inspect.signature(kind).parameters
     for option in options:

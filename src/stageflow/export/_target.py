@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidArgumentError, did_you_mean, type_name
-from ._exporter import Exporter
+from ._exporter import Exporter, check_settle_seconds
 from ._http import HttpExporter
 from ._kafka import KafkaExporter
 from ._nats import NatsExporter
@@ -32,8 +32,8 @@ _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
 """The class of exporter for each scheme of a URL."""
 
 _OPTIONS = (
-    *("url", "url_env", "name", "secret_env", "headers_env", "schema", "encoding", "logs", "openinference"),
-    *("genai",),
+    *("url", "url_env", "name", "settle_seconds"),
+    *("secret_env", "headers_env", "schema", "encoding", "logs", "openinference", "genai"),
     *("compress", "timeout", "subject", "credentials_file", "config", "config_env"),
 )
 
@@ -43,6 +43,7 @@ def exporter_for(
     *,
     url_env: str | None = None,
     name: str | None = None,
+    settle_seconds: float | None = None,
     **options: Any,
 ) -> Exporter:
     """Return the exporter for a URL; its scheme determines the kind of target.
@@ -51,6 +52,8 @@ def exporter_for(
         url: The URL, such as "https://collector.example/events".
         url_env: Environment variable with the URL, if the URL is secret.
         name: Name of the exporter; default one that is derived from the URL.
+        settle_seconds: Number of seconds after which an event is sent, as in `Exporter`; default that of the
+            kind of exporter.
         options: Other arguments of the exporter, such as `secret_env` and `headers_env`.
 
     Raises:
@@ -76,7 +79,10 @@ def exporter_for(
         if option not in known:
             near = did_you_mean(option, known)
             raise InvalidArgumentError(f"{kind.__name__} has no option {option!r}{near}")
-    return kind(url, name=name, **options)
+    exporter = kind(url, name=name, **options)
+    if settle_seconds is not None:
+        exporter.settle_seconds = check_settle_seconds(settle_seconds)
+    return exporter
 
 
 def exporters_of(targets: object) -> Sequence[Exporter]:

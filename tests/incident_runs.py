@@ -23,8 +23,8 @@ _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 def write_incident(folder: Path, runs: int = 4000) -> Path:
     """Write runs that started evenly in the last 48 hours.
 
-    The stage `llm` has most of the ordinary slow runs, and fails now and then. Since 7 hours ago, most runs
-    of the customers acme and initech on the shard eu-4 are slow in `search`, and some fail there, so that their
+    The stage `llm` has most of the ordinary slow runs, and fails now and then. Since 7 hours ago, most
+    runs of the customers acme and initech on the shard eu-4 are slow in `search`. Some fail there, and their
     later stages are skipped.
 
     Args:

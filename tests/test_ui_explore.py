@@ -94,8 +94,8 @@ def test_box_over_a_stage_shows_its_cause(slow: Served, opened: Callable[..., Wa
 
 def test_marks_have_labels_and_a_legend(slow: Served, opened: Callable[..., Watched]) -> None:
     page = opened(slow, "view=explore").page
-    assert page.locator(".heatmap .vmark span").all_inner_texts() == ["2.4.0"]
-    assert page.locator(".line-chart .vmark span").all_inner_texts() == ["2.4.0"]
+    assert page.locator(".heatmap .vmark-label").all_inner_texts() == ["2.4.0"]
+    assert page.locator(".line-chart .vmark-label").all_inner_texts() == ["2.4.0"]
     expect(page.get_by_text("new version: 2.4.0")).to_have_count(2)
     assert str(page.locator(".heatmap .vmark").get_attribute("title")).startswith("new version: 2.4.0, first")
 

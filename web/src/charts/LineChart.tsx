@@ -232,7 +232,7 @@ export function LineChart({
           </span>
         ))}
         {(isFirstIncomplete || isLastIncomplete) && (
-          <span class="key muted" title={describeIncomplete(incomplete)}>
+          <span class="incomplete muted" title={describeIncomplete(incomplete)}>
             <svg width="12" height="12" aria-hidden="true">
               <line x1="0" x2="12" y1="6" y2="6" stroke="currentColor" stroke-width="2" stroke-dasharray="2 2" />
             </svg>

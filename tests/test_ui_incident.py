@@ -287,10 +287,10 @@ def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Wat
     page = opened(ui).page
     expect(page.locator("h1")).to_have_text(
         re.compile(
-            r"^Since (\d\d-\d\d )?\d\d:\d\d, runs with search/attributes\.shard = eu-4 fail more often"
+            r"^Since (\d\d-\d\d )?\d\d:\d\d, runs with search/attributes\.shard = eu-4 have failed more often"
         )
     )
-    expect(page.locator("h1")).to_contain_text("are slow more often")
+    expect(page.locator("h1")).to_contain_text("slow more often")
     change = page.locator(".changes li", has_text="onset")
     change.get_by_role("link", name="more failures").click()
     page.wait_for_url(re.compile("view=explore.*select="))

@@ -4,7 +4,7 @@ import type { Finding } from "./api";
 import { shortTime } from "./format";
 import { label, splitTerms } from "./predicate";
 
-/** Return what happens to which runs since when, in one sentence without numbers. */
+/** Return the main problem, the affected runs and the onset, in one sentence without numbers. */
 export function incident(findings: Finding[]): string {
   const [first] = findings;
   if (!first) return "Overview";
@@ -17,7 +17,8 @@ export function incident(findings: Finding[]): string {
     const clauses = new Map<string, string[]>();
     for (const each of same) {
       const runs = runsOf(each);
-      clauses.set(runs, [...(clauses.get(runs) ?? []), EFFECTS[each.kind] as string]);
+      const effect = EFFECTS[each.kind]?.[worst.since ? 1 : 0] as string;
+      clauses.set(runs, [...(clauses.get(runs) ?? []), effect]);
     }
     const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")}`).join("; ");
     return `${worst.since ? `Since ${shortTime(worst.since)}, ${text}` : capitalized(text)}.`;
@@ -26,14 +27,15 @@ export function incident(findings: Finding[]): string {
   if (first.kind === "alert") return "An alert is firing.";
   const since = first.since ? `Since ${shortTime(first.since)}, ` : "";
   const rises = first.level === "bad" || first.since !== null;
-  if (first.kind === "failures") return capitalized(`${since}${rises ? "more runs fail" : "some runs fail"}.`);
-  if (first.kind === "durations") return capitalized(`${since}runs are slower.`);
+  if (first.kind === "failures") return capitalized(`${since}${first.since ? "more runs have failed" : rises ? "more runs fail" : "some runs fail"}.`);
+  if (first.kind === "durations") return capitalized(`${since}runs ${first.since ? "have been" : "are"} slower.`);
   return "Some runs were interrupted.";
 }
 
-const EFFECTS: Partial<Record<Finding["kind"], string>> = {
-  failures: "fail more often",
-  durations: "are slow more often",
+/** The effect on the runs, now and since the onset. */
+const EFFECTS: Partial<Record<Finding["kind"], [now: string, sinceOnset: string]>> = {
+  failures: ["fail more often", "have failed more often"],
+  durations: ["are slow more often", "have been slow more often"],
 };
 
 /** "runs with search/attributes.shard=eu-4 and org_id=acme or initech", without the time of the onset. */

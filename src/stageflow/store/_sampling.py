@@ -282,12 +282,12 @@ def _check_rules(connection: DuckDBPyConnection, sampler: TailSampler) -> None:
             raise _in_rule(number, error) from None
         # A field of a stage is a subquery, too.
         if any(part.get("class") == "SUBQUERY" for part in parts(tree)):
-            error = QueryError(
+            refused = QueryError(
                 f"{rule.where!r} reads stages or other runs; a rule can read only the columns of its own run",
                 sql=rule.where,
                 hint="add the value to the run, as in `ctx.annotate_run(hits=3)`, and use attributes.hits",
             )
-            raise _in_rule(number, error)
+            raise _in_rule(number, refused)
 
 
 def _check_fields(connection: DuckDBPyConnection, sampler: TailSampler, runs: str) -> None:

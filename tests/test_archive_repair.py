@@ -344,7 +344,7 @@ def test_address_without_an_archive_is_an_error(tmp_path: Path, address: str) ->
         ["query", "select 1"],
     ):
         written = command(*arguments, "--archive", address, code=1)
-        assert "there is no archive at" in written, arguments
+        assert re.fullmatch(rf"there is no archive at \S*{re.escape(address)} ", written), arguments
     assert not (tmp_path / "nonexistent").exists()
 
 

@@ -20,8 +20,10 @@ from export_receiver import Answer, ExportReceiver, Request
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from otlp_collector import LOGS, TRACES, protobuf_messages
 from test_sampling import lines_of
+from typer.testing import CliRunner
 
 from stageflow import JournalSink, Pipeline
+from stageflow.cli._app import app
 from stageflow.errors import InvalidArgumentError
 from stageflow.export import (
     Batch,
@@ -468,6 +470,22 @@ def test_amendments_of_a_batch_that_is_not_accepted_are_merged_when_it_is_sent_a
         assert spans(receiver) == [("a", 1)] * 3
         assert amendments(receiver) == []
     assert (state.counters.read, state.counters.sent) == (2, 2)
+
+
+def test_settle_seconds_of_a_target_in_pyproject(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(journal.parent)
+    command = ["export", "run", "--once"]
+    with ExportReceiver() as receiver, opened(journal) as sink:
+        target = f'url = "otlp+http://127.0.0.1:{receiver.port}", settle_seconds'
+        Path("pyproject.toml").write_text(f"[tool.stageflow]\nexport = [{{ {target} = 0 }}]\n")
+        emit(sink, stage("a", now()), amendment("a", now(), 1))
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert (spans(receiver), amendments(receiver)) == ([("a", None)], [1])
+    Path("pyproject.toml").write_text(f"[tool.stageflow]\nexport = [{{ {target} = -1 }}]\n")
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 2
+    assert "settle_seconds must be a finite number, 0 or more, got -1" in done.stderr
 
 
 @pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan"), "2"])

@@ -60,6 +60,13 @@ def test_project_passes_its_tests_and_checks(project: Path) -> None:
     assert settings["project"]["name"] == settings["tool"]["stageflow"]["service"] == "my-shop"
 
 
+def test_project_can_be_installed(project: Path, tmp_path: Path) -> None:
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(tmp_path))
+    done = run(project, "pip", "install", *options, ".")
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in tmp_path.glob("*.py")] == ["pipeline.py"]
+
+
 def test_existing_files_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text("mine")
     done = CliRunner().invoke(app, ["init", str(tmp_path)])

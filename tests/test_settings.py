@@ -641,7 +641,7 @@ name = "shop"
         ({"journal": "j", "export": "http://host"}, "export must be a list of URLs, got 'http://host'"),
         (
             {"journal": "j", "export": ["ftp://me:secret@host"]},
-            "export: exporter_for: url must be a URL that begins with http:, https:",
+            "export: expected a URL that begins with http:, https:",
         ),
         ({"journal": "j", "export": [{"urll": "http://host"}]}, "unknown option 'urll'; did you mean 'url'?"),
         ({"journal": "j", "export": [{"url_env": "MISSING"}]}, "environment variable MISSING is not set"),

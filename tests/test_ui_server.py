@@ -460,7 +460,14 @@ def test_ctrl_c_ends_the_server_while_a_browser_listens(journal: Path) -> None:
 
 
 def test_port_in_use_is_reported(ui: Served, journal: Path) -> None:
-    with pytest.raises(AssertionError, match="choose another port"), serve(journal, "--port", str(ui.port)):
+    expected = rf"cannot listen on 127.0.0.1:{ui.port}: [^()\n]+\n  hint: choose another port"
+    with pytest.raises(AssertionError, match=expected), serve(journal, "--port", str(ui.port)):
+        pass
+
+
+def test_address_that_cannot_be_used_is_reported(journal: Path) -> None:
+    expected = r"cannot listen on nowhere\.invalid:0: [^()\n]+\n$"
+    with pytest.raises(AssertionError, match=expected), serve(journal, "--host", "nowhere.invalid"):
         pass
 
 

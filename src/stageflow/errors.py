@@ -334,7 +334,7 @@ class JournalNotFoundError(StageflowError, FileNotFoundError):
     def __init__(self, path: str, why: str = "") -> None:
         super().__init__(
             f"there is no journal at {path!r}{why and ': '}{why}",
-            hint="pass the directory that JournalSink writes to; `stageflow demo` creates one",
+            hint="pass the directory of a journal; `stageflow demo` creates one in .stageflow/demo",
         )
 
 

@@ -79,13 +79,14 @@ export type Difference = {
   verdict: "explained" | "independent" | "inseparable" | "remains";
   relates_to: string | null;
   varies: string | null;
+  parts: string[];
+  same_time_share: number | null;
 };
 
 /** How a selection differs from the rest: `GET /api/differences?select=PREDICATE`. */
 export type Differences = {
   snapshot: number;
   explanation: Explanation;
-  same_time: SameTime | null;
   command: string;
   markdown: string;
 };
@@ -146,6 +147,7 @@ export type Explanation = {
   alpha: number;
   onset: string | null;
   onset_range: [string, string] | null;
+  same_time: SameTime | null;
   locations: Location[];
   differences: Difference[];
   effects: Difference[];
@@ -397,7 +399,6 @@ export type SameTime = {
   until: string;
   against: string;
   count: number;
-  differences: TimeBound[];
 };
 
 /** Counts, failure rates and durations over time: `GET /api/series?by=FIELD`. */
@@ -557,12 +558,6 @@ export type Status = {
   viewers: number;
   queries: number;
   cache_bytes: number;
-};
-
-/** A difference that is due to the time of the selection. */
-export type TimeBound = {
-  description: string;
-  share: number;
 };
 
 /** The typical duration of a stage or a run in its pipeline, from those that ended OK. */

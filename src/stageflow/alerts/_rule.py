@@ -390,8 +390,7 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
         """The kind in a file: "failure_rate"."""
         return str(self.__struct_config__.tag)
 
-    # Abstract: each subclass overrides `measure` and `commands`. `abc.ABC` cannot declare that: its metaclass
-    # conflicts with the one of `msgspec.Struct`.
+    # Not an `abc.ABC`: its metaclass conflicts with the one of `msgspec.Struct`.
     def measure(self, store: EventStore, now: datetime) -> Measurement:
         """Measure the rule in the window that ends now.
 
@@ -399,11 +398,11 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
             QueryError: The store cannot execute a query.
             OSError: The store cannot be read.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each subclass overrides it
 
     def commands(self, window: Window) -> Sequence[str]:
         """Return commands for further investigation, without `--journal`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each subclass overrides it
 
     def is_worse(self, value: float, than: float) -> bool:
         """Return whether a measured value is worse than another; by default, whether it is higher."""

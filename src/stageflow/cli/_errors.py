@@ -21,6 +21,11 @@ __all__ = ["NOT_FOUND", "Command", "CommandGroup", "Commands"]
 NOT_FOUND = 2
 """Exit code if there is no journal: the same as for any other invalid argument."""
 
+_JOURNAL_HINT = (
+    "name the directory of a journal with --journal DIR or STAGEFLOW_JOURNAL=DIR;"
+    " `stageflow demo` creates one in .stageflow/demo"
+)
+
 _PIPE_CLOSED = 128 + 13
 """The exit code that a shell reports for a program that SIGPIPE ended."""
 
@@ -62,8 +67,7 @@ class Commands(CommandGroup):
             _discard_standard_output()
             raise typer.Exit(_PIPE_CLOSED) from None
         except JournalNotFoundError as error:
-            text = f"{error}\n  hint: name it with --journal DIR or STAGEFLOW_JOURNAL=DIR"
-            print_text(hint_with_journal(text), err=True)
+            print_text(f"{error.message}\n  hint: {_JOURNAL_HINT}", err=True)
             raise typer.Exit(NOT_FOUND) from None
         except (StageflowError, OSError) as error:
             print_text(hint_with_journal(str(error)), err=True)

@@ -321,7 +321,7 @@ class _Session:
         raise NotImplementedError  # `confirms_calls` is False
 
     def kill_item(self, item: int) -> bool | None:
-        raise NotImplementedError
+        raise NotImplementedError  # `confirms_calls` is False
 
     def close(self) -> None:
         if not self.closed:

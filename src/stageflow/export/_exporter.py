@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import re
 from typing import Literal
 
@@ -11,7 +12,7 @@ from msgspec import Struct
 from ..errors import invalid_argument
 from ._batch import Batch
 
-__all__ = ["Exporter", "NotSent", "Rejected", "Sent", "check_name"]
+__all__ = ["Exporter", "NotSent", "Rejected", "Sent", "check_name", "check_settle_seconds"]
 
 
 Problem = Literal["unavailable", "failed", "rejected", "too_large"]
@@ -130,6 +131,17 @@ class Exporter(abc.ABC):
     async def close(self) -> None:
         """Release connections. Called once, after the last batch; does nothing by default."""
         return
+
+
+def check_settle_seconds(seconds: object) -> float:
+    """Return the validated `settle_seconds` of an exporter.
+
+    Raises:
+        InvalidArgumentError: The value is invalid.
+    """
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        raise invalid_argument("Exporter", "settle_seconds", seconds, "a finite number, 0 or more")
+    return seconds
 
 
 def check_name(name: object) -> str:

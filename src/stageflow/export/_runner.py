@@ -33,7 +33,7 @@ from ..errors import (
 from ..journal import JournalReader
 from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
-from ._exporter import Exporter, NotSent, Sent, check_name
+from ._exporter import Exporter, NotSent, Sent, check_name, check_settle_seconds
 from ._isolation import Isolation
 from ._retries import ExportSettings, Retries
 from ._sampled import EventReader, Read, SampledReader
@@ -134,9 +134,7 @@ class ExportRunner:
     ) -> None:
         if not isinstance(exporter, Exporter):
             raise invalid_argument("ExportRunner", "exporter", exporter, "an Exporter")
-        settle = exporter.settle_seconds
-        if not isinstance(settle, (int, float)) or not 0 <= settle < math.inf:
-            raise invalid_argument("ExportRunner", "settle_seconds", settle, "a finite number, 0 or more")
+        check_settle_seconds(exporter.settle_seconds)
         check_name(exporter.name)
         self.journal = absolute_path(journal)
         self.exporter = exporter

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import InvalidArgumentError, did_you_mean, invalid_argument, type_name
-from ._exporter import Exporter
+from ..errors import InvalidArgumentError, did_you_mean, type_name
+from ._exporter import Exporter, check_settle_seconds
 from ._http import HttpExporter
 from ._kafka import KafkaExporter
 from ._nats import NatsExporter
@@ -32,8 +32,8 @@ _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
 """The class of exporter for each scheme of a URL."""
 
 _OPTIONS = (
-    *("url", "url_env", "name", "secret_env", "headers_env", "schema", "encoding", "logs", "openinference"),
-    *("genai",),
+    *("url", "url_env", "name", "settle_seconds"),
+    *("secret_env", "headers_env", "schema", "encoding", "logs", "openinference", "genai"),
     *("compress", "timeout", "subject", "credentials_file", "config", "config_env"),
 )
 
@@ -43,6 +43,7 @@ def exporter_for(
     *,
     url_env: str | None = None,
     name: str | None = None,
+    settle_seconds: float | None = None,
     **options: Any,
 ) -> Exporter:
     """Return the exporter for a URL; its scheme determines the kind of target.
@@ -51,6 +52,8 @@ def exporter_for(
         url: The URL, such as "https://collector.example/events".
         url_env: Environment variable with the URL, if the URL is secret.
         name: Name of the exporter; default one that is derived from the URL.
+        settle_seconds: Number of seconds after which an event is sent, as in `Exporter`; default that of the
+            kind of exporter.
         options: Other arguments of the exporter, such as `secret_env` and `headers_env`.
 
     Raises:
@@ -68,15 +71,18 @@ def exporter_for(
             raise InvalidArgumentError(f"the environment variable {url_env} is not set")
     scheme = url.partition(":")[0] if isinstance(url, str) else ""
     if scheme not in _SCHEMES:
-        expected = f"a URL that begins with {', '.join(f'{known}:' for known in _SCHEMES)}"
-        raise invalid_argument("exporter_for", "url", f"{scheme}:...", expected)
+        known_schemes = ", ".join(f"{known}:" for known in _SCHEMES)
+        raise InvalidArgumentError(f"expected a URL that begins with {known_schemes}, got '{scheme}:...'")
     kind = _SCHEMES[scheme]
     known = inspect.signature(kind).parameters
     for option in options:
         if option not in known:
             near = did_you_mean(option, known)
             raise InvalidArgumentError(f"{kind.__name__} has no option {option!r}{near}")
-    return kind(url, name=name, **options)
+    exporter = kind(url, name=name, **options)
+    if settle_seconds is not None:
+        exporter.settle_seconds = check_settle_seconds(settle_seconds)
+    return exporter
 
 
 def exporters_of(targets: object) -> Sequence[Exporter]:

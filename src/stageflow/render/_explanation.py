@@ -126,8 +126,7 @@ def _sizes(explanation: ExplanationRecord, width: int | None) -> Text:
     text = Text(f"{selection.rows:,} {name}")
     if round(selection.count) != selection.rows:
         text.append(f" that represent {selection.count:,.0f}")
-    if of := _of_clusters(explanation, explanation.clusters, explanation.users):
-        text.append(f" in {of}")
+    text.append(_of_clusters(explanation, explanation.clusters, explanation.users))
     text.append(f", compared with {rest.rows:,} other {explanation.over}")
     if round(rest.count) != rest.rows:
         text.append(f" that represent {rest.count:,.0f}")
@@ -148,15 +147,15 @@ def _shortened(predicate: str, width: int | None) -> str:
 
 
 def _of_clusters(explanation: ExplanationRecord, clusters: int, users: int | None) -> str:
-    """Return "37 sessions of 12 users", without what the record does not contain."""
-    parts = []
+    """Return " in 37 sessions of 12 users", without what the record does not contain."""
+    text = ""
     if explanation.cluster not in (None, "user_id", "pipeline_run_id"):
         assert explanation.cluster is not None, "a cluster is a field"
         name = explanation.cluster.removesuffix("_id").removeprefix("attributes.").replace("_", " ")
-        parts.append(f"{clusters:,} {on_one_line(name)}{'' if clusters == 1 else 's'}")
+        text += f" in {clusters:,} {on_one_line(name)}{'' if clusters == 1 else 's'}"
     if users is not None:
-        parts.append(f"{users:,} user{'' if users == 1 else 's'}")
-    return " of ".join(parts)
+        text += f" of {users:,} user{'' if users == 1 else 's'}"
+    return text
 
 
 def _location(location: Location) -> Text:
@@ -243,6 +242,9 @@ def _is_slow(explanation: ExplanationRecord, differences: Sequence[Difference]) 
 
 def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
     parts = []
+    if one.same_time_share is not None:
+        others = f"{percent(one.same_time_share)} of the other {explanation.over} of that time match it too"
+        parts.append(f"due to the time of the selection: {others}")
     if one.verdict != "independent":
         other = labels.get(one.relates_to or "") or on_one_line(one.relates_to)
         parts.append(
@@ -254,10 +256,9 @@ def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str
         )
     if detailed:
         name = "failure" if explanation.selected_are == "failures" else explanation.over[:-1]
-        of = _of_clusters(explanation, one.clusters, one.users)
         parts.append(
             f"{one.selection.rows:,} {name}{'' if one.selection.rows == 1 else 's'}"
-            f"{f' in {of}' if of else ''}, "
+            f"{_of_clusters(explanation, one.clusters, one.users)}, "
             f"excess {one.excess_low:,.0f} to {one.excess_high:,.0f}"
         )
         if _is_slow(explanation, [one]):

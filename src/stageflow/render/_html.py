@@ -27,7 +27,14 @@ def html_of(draw: Callable[[int], RenderableType], *, title: str = "") -> str:
         title: First line, in bold; default none.
     """
     console = Console(
-        record=True, file=io.StringIO(), width=_WIDTH, highlight=False, markup=False, emoji=False
+        record=True,
+        file=io.StringIO(),
+        # By default, a console in a notebook also displays what it prints.
+        force_jupyter=False,
+        width=_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
     )
     if title:
         console.print(Text(visible(title), style="bold"))

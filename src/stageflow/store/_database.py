@@ -131,7 +131,11 @@ def open_database(
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
-    connection.execute("set enable_progress_bar = false")  # DuckDB prints it to standard output
+    # DuckDB prints a progress bar to standard output. In a notebook without ipywidgets, it is disabled, and
+    # setting it raises an error.
+    shows = connection.execute("select current_setting('enable_progress_bar')").fetchone()
+    if shows is not None and shows[0]:
+        connection.execute("set enable_progress_bar = false")
     if disk is not None:  # DuckDB 2.0.0 ignores it in `config`
         connection.execute(f"set max_temp_directory_size = {text(disk)}")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes

@@ -19,7 +19,6 @@ from ..errors import (
     InvalidArgumentError,
     JournalNotFoundError,
     RunNotFoundError,
-    SettingsError,
     invalid_argument,
 )
 from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
@@ -204,15 +203,13 @@ class EventStore:
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged.
-            SettingsError: There is no journal, and no archive at this address.
+            InvalidArgumentError: There is no journal, and no archive at this address.
             OSError: The journal or the archive cannot be read or written.
         """
         if self.path is None:
             self.archive.refresh()
             if self.archive.version < 0:
-                raise SettingsError(
-                    f"there is no archive at {self.archive.address}", "the address of the archive"
-                )
+                raise InvalidArgumentError(f"there is no archive at {self.archive.address}")
             return
         is_own = same_address(read_address(self.path), self.archive.address)
         may_write = is_own and os.access(self.path, os.W_OK)

@@ -105,7 +105,7 @@ def check_reads_views_only(connection: DuckDBPyConnection, tree: Any, query: str
         if kind == "BASE_TABLE":
             _check_view(part, ctes, query)
         elif kind == "SHOW_REF" and part.get("query") is None:
-            raise _refused(query, "SHOW", "`describe runs` lists the columns of a view")
+            raise _refused(query, "SHOW", "the query `describe runs` lists the columns of a view")
         elif kind == "TABLE_FUNCTION":
             name = str(part["function"].get("function_name", "")).lower()
             if name not in _TABLE_FUNCTIONS:

@@ -42,7 +42,9 @@ __all__ = [
 ]
 
 
-FIELDS_HINT = '`describe runs` and `describe stages` list the fields; an attribute is "attributes.NAME"'
+FIELDS_HINT = (
+    'the queries `describe runs` and `describe stages` list the fields; an attribute is "attributes.NAME"'
+)
 
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
@@ -146,7 +148,7 @@ def parse_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
         raise QueryError(
             f"{predicate!r} refers to no field, so it has the same value for every row",
             sql=predicate,
-            hint="`describe runs` lists the fields: user_id = 'u1', service_version = '1.4'",
+            hint="the query `describe runs` lists the fields: user_id = 'u1', service_version = '1.4'",
         )
     return tree
 

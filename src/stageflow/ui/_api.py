@@ -451,38 +451,6 @@ class Facets(Struct, frozen=True, kw_only=True):
     sampled: int | None
 
 
-class TimeBound(Struct, frozen=True, kw_only=True):
-    """A difference that is due to the time of the selection.
-
-    (Nearly) all other rows of the same time meet the condition too, but the rest as a whole does not.
-
-    Attributes:
-        description: The description of the difference.
-        share: The share of the other rows of the same time that meet the condition, 0 to 1.
-    """
-
-    description: str
-    share: float
-
-
-class SameTime(Struct, frozen=True, kw_only=True):
-    """The rows of the time range of a selection that are not selected.
-
-    Attributes:
-        since: When the first selected row started, RFC 3339.
-        until: When the last one started.
-        against: The predicate of the time range, to compare the selection with these rows only.
-        count: Number of the other rows in the time range.
-        differences: The differences that are due to the time, such as a version that was released before.
-    """
-
-    since: str
-    until: str
-    against: str
-    count: float
-    differences: tuple[TimeBound, ...]
-
-
 class Differences(Struct, frozen=True, kw_only=True):
     """How a selection differs from the rest: `GET /api/differences?select=PREDICATE`.
 
@@ -491,15 +459,12 @@ class Differences(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         explanation: The result of `EventStore.explain`.
-        same_time: The other rows of the time of the selection; None if the comparison is already restricted
-            to them, or if no difference is due to the time.
         command: The equivalent command line.
         markdown: The result as compact Markdown, to paste into a chat with an assistant.
     """
 
     snapshot: int
     explanation: Explanation
-    same_time: SameTime | None
     command: str
     markdown: str
 

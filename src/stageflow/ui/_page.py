@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-__all__ = ["MISSING", "is_built", "page_routes", "read_asset"]
+from ..errors import StageflowError
+
+__all__ = ["page_routes", "require_asset"]
 
 _TYPES = {
     "index.html": "text/html; charset=utf-8",
@@ -20,21 +22,30 @@ _TYPES = {
     "worker.js": "text/javascript; charset=utf-8",
 }
 
-MISSING = (
-    "this installation does not contain the web UI: it was built without npm, or with STAGEFLOW_NO_UI=1."
-    " In a checkout, run `make ui-build`; otherwise reinstall stageflow on a machine where npm is available"
+_MISSING = (
+    "this installation does not contain the web UI: it was built without npm, or with STAGEFLOW_NO_UI=1"
+)
+_REMEDY = (
+    "in a checkout, run `make ui-build`; otherwise reinstall stageflow on a machine where npm is available"
 )
 
 
-def read_asset(name: str) -> bytes | None:
+def _read(name: str) -> bytes | None:
     """Return a file of the page; None if the page has not been built."""
     file = files("stageflow.ui").joinpath("static", name)
     return file.read_bytes() if file.is_file() else None
 
 
-def is_built() -> bool:
-    """Return whether this installation contains the page."""
-    return read_asset("index.html") is not None
+def require_asset(name: str) -> bytes:
+    """Return a file of the page.
+
+    Raises:
+        StageflowError: This installation does not contain the page.
+    """
+    content = _read(name)
+    if content is None:
+        raise StageflowError(_MISSING, hint=_REMEDY)
+    return content
 
 
 def page_routes() -> list[Route]:
@@ -47,9 +58,10 @@ def page_routes() -> list[Route]:
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
     async def serve(request: Request) -> Response:
-        content = read_asset(name)
+        content = _read(name)
         if content is None:
-            return PlainTextResponse(f"{MISSING[0].upper()}{MISSING[1:]}.\n", status_code=503)
+            text = f"{_MISSING[0].upper()}{_MISSING[1:]}.\n{_REMEDY[0].upper()}{_REMEDY[1:]}.\n"
+            return PlainTextResponse(text, status_code=503)
         tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == tag:

@@ -13,13 +13,12 @@ import msgspec
 from msgspec import Raw, Struct
 
 from .._time import get_clock, rfc3339
-from ..errors import SettingsError
 from ..store import Explanation, PinnedStore
 from ._details import run_details
 from ._differences import as_differences
 from ._facets import facets
 from ._heatmap import heatmap
-from ._page import MISSING, read_asset
+from ._page import require_asset
 from ._question import Question
 from ._series import series
 
@@ -37,7 +36,7 @@ def run_as_html(store: PinnedStore, run_id: str) -> bytes:
 
     Raises:
         RunNotFoundError: The id matches no run, or more than one.
-        SettingsError: This installation does not contain the page.
+        StageflowError: This installation does not contain the page.
     """
     details = run_details(store, run_id, 1, explain=True)
     known_id = str(details.run["event_id"])
@@ -50,7 +49,7 @@ def explanation_as_html(store: PinnedStore, explanation: Explanation) -> bytes:
 
     Raises:
         QueryError: A predicate is invalid for the records of this store.
-        SettingsError: This installation does not contain the page.
+        StageflowError: This installation does not contain the page.
     """
     state = {"over": explanation.over, "where": explanation.within or "", "select": explanation.where}
     question = Question.parse({**state, "columns": _COLUMNS})
@@ -77,10 +76,7 @@ def _key(path: str, **parameters: str) -> str:
 
 
 def _page(title: str, query: Mapping[str, str], responses: Mapping[str, Struct]) -> bytes:
-    assets = [read_asset(name) for name in ("app.js", "app.css", "saved.js")]
-    if None in assets:
-        raise SettingsError(f"cannot save HTML: {MISSING}", "--html")
-    script, style, start = (asset or b"" for asset in assets)
+    script, style, start = (require_asset(name) for name in ("app.js", "app.css", "saved.js"))
     saved_at = rfc3339(get_clock().wall_ns() // 1000)
     page = {"query": urlencode(query), "title": title, "saved_at": saved_at}
     bodies = {key: Raw(msgspec.json.encode(response)) for key, response in responses.items()}

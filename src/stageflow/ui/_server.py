@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import os
 import socket
@@ -10,9 +11,9 @@ from collections.abc import Callable
 
 import uvicorn
 
-from ..errors import SettingsError
+from ..errors import InvalidArgumentError
 from ._app import WebUI
-from ._page import MISSING, is_built
+from ._page import require_asset
 from ._security import LocalAccess
 
 __all__ = ["serve", "tunnel_command"]
@@ -40,11 +41,10 @@ def serve(
         started: Called with the URL, which contains the token, when the server accepts connections.
 
     Raises:
-        SettingsError: The address cannot be used, for example because the port is in use, or this
-            installation does not contain the page.
+        InvalidArgumentError: The address cannot be used, for example because the port is in use.
+        StageflowError: This installation does not contain the page.
     """
-    if not is_built():
-        raise SettingsError(MISSING, "this installation")
+    require_asset("index.html")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,8 +52,10 @@ def serve(
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another port", "--port"
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        raise InvalidArgumentError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="choose another port: --port 0 selects any free port" if is_port else None,
         ) from None
     app = WebUI(journal, archive, allow_actions=allow_actions)
     access = LocalAccess(app, hosts=(host, socket.gethostname()) if host not in ("127.0.0.1", "::1") else ())

@@ -13,22 +13,19 @@ import { Empty } from "./Panel";
 
 type Properties = {
   explanation: Explanation;
-  /** The other rows of the time of the selection, if a difference is due to this time. */
-  sameTime: SameTime | null;
   onHover: (condition: string | null) => void;
 };
 
-export function Differences({ explanation, sameTime, onHover }: Properties): JSX.Element {
+export function Differences({ explanation, onHover }: Properties): JSX.Element {
   const { differences, effects, locations, changes, limitations, left_out: leftOut } = explanation;
   return (
     <div class="stack differences">
-      {sameTime && <TimeNotice sameTime={sameTime} explanation={explanation} />}
+      {explanation.same_time && <TimeNotice sameTime={explanation.same_time} explanation={explanation} />}
       {parameters.value.against && <AgainstNotice explanation={explanation} />}
       {differences.length ? (
         <DifferenceTable
           rows={differences}
           explanation={explanation}
-          sameTime={sameTime}
           label="Differences"
           onHover={onHover}
         />
@@ -72,7 +69,6 @@ export function Differences({ explanation, sameTime, onHover }: Properties): JSX
           <DifferenceTable
             rows={effects}
             explanation={explanation}
-            sameTime={null}
             label="Likely effects"
             onHover={onHover}
           />
@@ -114,7 +110,7 @@ export function Differences({ explanation, sameTime, onHover }: Properties): JSX
 
 type TableProperties = Properties & { rows: Difference[]; label: string };
 
-function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableProperties): JSX.Element {
+function DifferenceTable({ rows, explanation, label, onHover }: TableProperties): JSX.Element {
   const rate = rateName(explanation);
   const are = { Failed: "failed", Slow: "are slow", Selected: "are selected" }[rate];
   const noun = explanation.over;
@@ -186,7 +182,7 @@ function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableP
                 {percent(row.rate)} of the matching {noun} {are}, {percent(row.other_rate)} of the others;
                 chance (q) {qValue(row.q_value)}
               </div>
-              <div class="small muted">{remarks(row, index, rows, explanation, sameTime)}</div>
+              <div class="small muted">{remarks(row, index, rows, explanation)}</div>
             </td>
             <td class="share" data-label="Selection">
               <Bar share={row.selection.share} kind="selection" />
@@ -231,11 +227,13 @@ function TimeNotice({
 }: {
   sameTime: SameTime;
   explanation: Explanation;
-}): JSX.Element {
-  const { differences, since, until, count: others } = sameTime;
+}): JSX.Element | null {
+  const { since, until, count: others } = sameTime;
   const noun = explanation.over;
-  const share = Math.min(...differences.map((each) => each.share));
-  const conditions = differences.map((each) => each.description);
+  const bound = explanation.differences.filter((each) => each.same_time_share !== null);
+  if (!bound.length) return null;
+  const share = Math.min(...bound.map((each) => each.same_time_share ?? 1));
+  const conditions = bound.map((each) => each.description);
   return (
     <div class="time-notice" role="note">
       <span>
@@ -289,7 +287,6 @@ function remarks(
   index: number,
   rows: Difference[],
   explanation: Explanation,
-  sameTime: SameTime | null,
 ): string {
   const unit = unitsOf(explanation);
   // An earlier row is named by its number.
@@ -315,10 +312,10 @@ function remarks(
   const same = row.synonyms.length
     ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
     : "";
-  const bound = sameTime?.differences.find((each) => each.description === row.description);
+  const share = row.same_time_share;
   const texts = [
-    bound &&
-      `due to the time: ${bound.share === 1 ? "all" : percent(bound.share)} other ${explanation.over} of that time match it too`,
+    share !== null &&
+      `due to the time: ${share === 1 ? "all" : percent(share)} other ${explanation.over} of that time match it too`,
     verdict,
     row.varies && `its effect depends on whether ${named(row.varies)} matches too`,
     extent.join(", "),

@@ -196,9 +196,7 @@ export function Explore(): JSX.Element {
       </Panel>
       {select ? (
         <Panel title="What is different about the selection" query={compared} height={240}>
-          {(data) => (
-            <Differences explanation={data.explanation} sameTime={data.same_time} onHover={setHovered} />
-          )}
+          {(data) => <Differences explanation={data.explanation} onHover={setHovered} />}
         </Panel>
       ) : (
         map.data &&

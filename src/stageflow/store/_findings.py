@@ -336,7 +336,9 @@ def _failures(
 
 
 def _fails_more(recent: Rates, earlier: Rates) -> bool:
-    expected = (earlier.rate or 0.0) * recent.rated
+    if earlier.rate is None:
+        return False
+    expected = earlier.rate * recent.rated
     is_notable = recent.failed >= max(_MIN_FAILURES, _NOTABLE * expected)
     return is_notable and _exceeds(recent.failed, expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Generator
 from datetime import datetime, timedelta
@@ -111,3 +112,25 @@ def test_failures_of_a_short_range_are_compared_with_the_time_before(tmp_path: P
     assert found[0].level == "bad"
     assert "100% of the runs fail" in found[0].text
     assert re.search(r"up from [12](\.\d)?% before", found[0].text)
+
+
+def test_failures_share_the_cause_of_slow_runs_if_it_makes_them_fail(tmp_path: Path) -> None:
+    dice = random.Random(5)
+
+    def run(number: int) -> dict[str, Any]:
+        affected = number >= 2_400 and number % 8 == 3
+        return {
+            "second": number * 60,
+            "ms": 100 + number % 37 + 3_000 * affected,
+            # Too few failures to find their cause among all fields and values.
+            "fails": dice.random() < (0.1 if affected else 0.01),
+            "user": f"u-{number % 211}",
+            "attributes": {"shard": f"eu-{number % 8}", "colors": f"c-{number % 50}"},
+        }
+
+    with EventStore(write(tmp_path / "journal", map(run, range(3_000)))) as store:
+        assert store.explain().differences == ()
+        found = {finding.kind: finding for finding in store.findings(explain=True)}
+    assert re.search(r": \d[.\d]*% of these runs fail, [01][.\d]*% of the others", found["failures"].text)
+    assert found["failures"].cause == found["durations"].cause
+    assert "eu-3" in str(found["failures"].cause)

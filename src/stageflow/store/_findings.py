@@ -132,16 +132,18 @@ class _Cause(Struct, frozen=True):
     Attributes:
         difference: The difference.
         matches: The runs of the time range that match it.
-        is_since_onset: Whether `matches` contains only the runs since the onset.
+        since: The onset, if `matches` contains only the runs since then; otherwise None.
     """
 
     difference: Difference
     matches: Matches
-    is_since_onset: bool = False
+    since: str | None = None
 
-    @property
-    def since_then(self) -> str:
-        return " since then" if self.is_since_onset else ""
+    def since_then(self, onset: _Onset | None) -> str:
+        """Return the time of the runs that were counted, if the onset has been stated or not."""
+        if self.since is None:
+            return ""
+        return " since then" if onset is not None else f" {onset_text(self.since, None)}"
 
     @property
     def values(self) -> set[tuple[str, str]]:
@@ -203,7 +205,7 @@ class _Explained(Struct, frozen=True):
             (since_onset,) = matches(queries, selected, onset.at, affected, conditions[:1])
             # If all of these runs match, only the time before shows the effect.
             if since_onset.matching < since_onset.count:
-                first = _Cause(causes[0], since_onset, is_since_onset=True)
+                first = _Cause(causes[0], since_onset, onset.at)
         return cls(explanation, first, onset)
 
 
@@ -228,6 +230,7 @@ def findings_of(
     if explain and _can_judge_durations(compared):
         explanation = store.explain_slow("runs", filter, within=within)
         slow = _Explained.of(queries, selected, compared, explanation.where, explanation)
+        failures = _with_cause_of_slow(queries, selected, compared, failures, slow)
     failures, slow = _agreed(failures, slow)
     found = [
         *_failures(queries, selected, compared, failures),
@@ -245,6 +248,22 @@ def _can_judge_failures(compared: Compared) -> bool:
 def _can_judge_durations(compared: Compared) -> bool:
     known = compared.earlier.p95_ms is not None and compared.recent.p95_ms is not None
     return known and compared.recent.count >= _MIN_RUNS
+
+
+def _with_cause_of_slow(
+    queries: Queries, selected: Selected, compared: Compared, failures: _Explained, slow: _Explained
+) -> _Explained:
+    """Return why runs fail: because of the cause of slow runs, if the failures have no cause of their own.
+
+    This is a single comparison, for which much fewer failures suffice than for a search in all fields.
+    """
+    if failures.cause is not None or slow.cause is None or not _can_judge_failures(compared):
+        return failures
+    since, difference = slow.cause.since, slow.cause.difference
+    (found,) = matches(queries, selected, since or compared.since, FAILED, [difference.condition])
+    if not _has_effect(found) or not _exceeds(found.both, (found.other_rate or 0.0) * found.matching):
+        return failures
+    return _Explained(failures.explanation, _Cause(difference, found, since), slow.onset)
 
 
 def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]:
@@ -286,8 +305,9 @@ def _failures(
                 sentence += f", {percent(now)} {compared.recent_text}"
             sentence += f", up from {percent(earlier.rate or 0)} before"
     if cause is not None:
+        time = cause.since_then(onset)
         sentence += (
-            f". {percent(cause.matches.share)} of the failures{cause.since_then} match {cause.text(onset)}:"
+            f". {percent(cause.matches.share)} of the failures{time} match {cause.text(onset)}:"
             f" {cause.rates('fail')}"
         )
     is_bad = now >= _HIGH_RATE or level_rate >= _NOTABLE
@@ -316,10 +336,14 @@ def _failures(
 
 
 def _fails_more(recent: Rates, earlier: Rates) -> bool:
-    """Return whether more recent runs fail than chance explains: failures are counts (Poisson)."""
     expected = (earlier.rate or 0.0) * recent.rated
     is_notable = recent.failed >= max(_MIN_FAILURES, _NOTABLE * expected)
-    return is_notable and recent.failed - expected > _STANDARD_DEVIATIONS * math.sqrt(expected)
+    return is_notable and _exceeds(recent.failed, expected)
+
+
+def _exceeds(number: float, expected: float) -> bool:
+    """Return whether a number is larger than chance explains, if it is a count of events (Poisson)."""
+    return number - expected > _STANDARD_DEVIATIONS * math.sqrt(expected)
 
 
 def _durations(
@@ -348,7 +372,7 @@ def _durations(
         if onset is not None and not is_bad:
             sentences.append(f"More runs are slow {onset.text(compared)}.")
         slow = explanation.selection.count / (explanation.selection.count + explanation.rest.count)
-        of = f"of the runs{cause.since_then} that are slower than {percent(1 - slow)} of "
+        of = f"of the runs{cause.since_then(onset)} that are slower than {percent(1 - slow)} of "
         of += "their pipeline" if explanation.described is not None else "all runs"
         sentences.append(
             f"{percent(cause.matches.share)} {of} match {cause.text(onset)}: {cause.rates('are that slow')}."

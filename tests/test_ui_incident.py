@@ -45,6 +45,17 @@ def test_stage_of_the_first_difference_precedes_that_of_the_usual_tail(journal: 
     assert places["search"].cause_share == pytest.approx(1, abs=0.05)
 
 
+def test_error_of_the_first_difference_precedes_more_frequent_ones(journal: Path) -> None:
+    with EventStore(journal) as store:
+        found = store.explain()
+    assert "eu-4" in str(found.differences[0])
+    first, second = found.locations[:2]
+    assert (first.stage, second.stage) == ("search", "llm")
+    assert first.share < second.share
+    assert first.cause_share is not None
+    assert first.cause_share > 0.5
+
+
 @pytest.mark.slow
 def test_where_begins_with_the_stage_of_the_first_difference(
     ui: Served, opened: Callable[..., Watched]

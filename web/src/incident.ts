@@ -19,7 +19,7 @@ export function incident(findings: Finding[]): string {
       const runs = runsOf(each);
       clauses.set(runs, [...(clauses.get(runs) ?? []), EFFECTS[each.kind] as string]);
     }
-    const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")}`).join("; ");
+    const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")} more often`).join("; ");
     return `${worst.since ? `Since ${shortTime(worst.since)}, ${text}` : capitalized(text)}.`;
   }
   if (first.kind === "none") return first.level === "ok" ? "Nothing unusual." : first.text;
@@ -32,8 +32,8 @@ export function incident(findings: Finding[]): string {
 }
 
 const EFFECTS: Partial<Record<Finding["kind"], string>> = {
-  failures: "fail more often",
-  durations: "are slow more often",
+  failures: "fail",
+  durations: "are slow",
 };
 
 /** "runs with search/attributes.shard=eu-4 and org_id=acme or initech", without the time of the onset. */

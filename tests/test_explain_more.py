@@ -659,7 +659,7 @@ def test_drawing_of_a_run_fits_the_width(answered: Path, run_id: str, width: int
 def test_run_without_peers_is_explained(answered: Path) -> None:
     with EventStore(answered) as store:
         found = store.explain_run("alone")
-    assert found.summary == ("This run took 10 ms. No other run of this pipeline ended OK.")
+    assert found.summary == ("This run took 10 ms. No other run of this pipeline has the outcome ok.")
     assert (found.peers.rows, found.duration_ms.p50, found.unusual) == (0, None, ())
     assert "fewer than 20 peers" in found.limitations[0]
 

@@ -103,4 +103,4 @@ def test_terminal_states_what_is_due_to_the_time(store: EventStore) -> None:
     screen = Console(file=StringIO(), width=200)
     screen.print(draw_explanation(found, width=200))
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "due to the time of the selection: 100% of the other runs of that time match it too" in text
+    assert "due to the time of the selection: 100% of the other runs from that time also match" in text

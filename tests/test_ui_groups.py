@@ -1,4 +1,4 @@
-"""Tests for the fields that the web UI suggests, the groups of its charts, and rows of the same time."""
+"""Tests for the fields that the web UI suggests, the groups of its charts, and rows from the same time."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_where_begins_with_the_stage_of_the_first_difference(
 # ---------------------------------------------------------------- stages
 
 
-def test_stages_are_compared_with_the_time_before(ui: Served) -> None:
+def test_stages_are_compared_with_the_baseline(ui: Served) -> None:
     found = ui.get("stages")
     rows = {row["stat"]["stage"]: row for row in found["rows"] if row["stat"]["pipeline"] == "ask"}
     search, llm = rows["search"], rows["llm"]
@@ -274,7 +274,7 @@ def test_selection_of_an_error_is_named_by_its_type(ui: Served, opened: Callable
 def test_fast_run_that_failed_is_not_explained_as_slow(ui: Served, opened: Callable[..., Watched]) -> None:
     failed = ui.get("runs", where="failed and duration_ms < 900 and first_failed_stage = 'llm'")["rows"][0]
     page = opened(ui, f"view=run&id={failed['run_id']}").page
-    expect(page.locator(".explanation h2")).to_have_text(re.compile("^Compared with .* that ended OK$"))
+    expect(page.locator(".explanation h2")).to_have_text(re.compile("^Compared with .* with outcome ok$"))
     slow = ui.get("runs", where="not failed and duration_ms > 3000")["rows"][0]
     page = opened(ui, f"view=run&id={slow['run_id']}").page
     expect(page.locator(".explanation h2")).to_contain_text("Why this run was slow")

@@ -95,9 +95,9 @@ class Difference(Struct, frozen=True, kw_only=True):
         relates_to: The description of the difference to which `verdict` refers; None if it is independent.
         varies: How the effect differs between the rows with and without an earlier difference; None if it
             does not.
-        same_time_share: The share of the other rows of the selection's time that match it, 0 to 1, if the
-            difference is due to this time: nearly all rows of that time match it, such as a version that was
-            released before. None if it is not.
+        same_time_share: The share of the other rows from the time of the selection that match, 0 to 1, if the
+            difference is due to that time: nearly all rows from that time match, for example those of a
+            version that had been released earlier. None if it is not.
     """
 
     fields: tuple[str, ...]

@@ -336,7 +336,7 @@ export type RunDetails = {
   explanation: RunExplanation | null;
 };
 
-/** One run, compared with its peers: other runs of the same pipeline that ended OK. */
+/** One run, compared with its peers: other runs of the same pipeline with the outcome `ok`. */
 export type RunExplanation = {
   run_id: string;
   pipeline: string;
@@ -560,7 +560,7 @@ export type Status = {
   cache_bytes: number;
 };
 
-/** The typical duration of a stage or a run in its pipeline, from those that ended OK. */
+/** The typical duration of a stage or a run in its pipeline, from those that succeeded. */
 export type Typical = {
   p50_ms: number | null;
   p95_ms: number | null;

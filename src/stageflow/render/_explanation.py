@@ -80,7 +80,10 @@ def draw_explanation(explanation: ExplanationRecord, *, width: int | None) -> Re
         if first[0].run_ids:
             lines.append(Text(f"stageflow show {on_one_line(first[0].run_ids[0])}", style=QUIET))
     elif explanation.sql is not None:
-        lines += ["", *_next(f"the clusters with most {explanation.selected_are}", explanation.sql, width)]
+        lines += [
+            "",
+            *_next(f"the clusters with the most {explanation.selected_are}", explanation.sql, width),
+        ]
     return Group(*lines)
 
 
@@ -245,7 +248,7 @@ def _is_slow(explanation: ExplanationRecord, differences: Sequence[Difference]) 
 def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
     parts = []
     if one.same_time_share is not None:
-        others = f"{percent(one.same_time_share)} of the other {explanation.over} of that time match it too"
+        others = f"{percent(one.same_time_share)} of the other {explanation.over} from that time also match"
         parts.append(f"due to the time of the selection: {others}")
     if one.verdict != "independent":
         other = labels.get(one.relates_to or "") or on_one_line(one.relates_to)
@@ -320,7 +323,7 @@ def _compared(explanation: ExplanationRecord) -> Text:
     )
     if explanation.cluster is not None:
         cluster = on_one_line(explanation.cluster)
-        text += f"; runs of the same {cluster} depend on each other"
+        text += f"; runs with the same {cluster} depend on each other"
         text += f" (design effect {explanation.design_effect:.1f})"
     return Text(text, style=QUIET)
 

@@ -1,4 +1,4 @@
-"""The statistics of a time range, and of the time before, with which it is compared."""
+"""The statistics of a time range, and of the baseline with which it is compared: the time before it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
     "compare",
     "matches",
     "rates_around",
-    "start_of_time_before",
+    "start_of_baseline",
     "time_range",
 ]
 
 
 _MIN_BEFORE_US = 2 * 86_400 * 1_000_000
-"""The time from the start of the comparison until the end of the range is at least two days."""
+"""Minimum time from the start of the baseline until the end of the range: two days."""
 
 _FIRST_US = epoch_us("0001-01-01T00:00:00Z")
 """The first time that a filter accepts."""
@@ -75,24 +75,24 @@ class Selected(Struct, frozen=True):
         found += f" and started_at >= {text(since)}::timestamptz" if since is not None else ""
         return found + (f" and started_at < {text(until)}::timestamptz" if until is not None else "")
 
-    def with_time_before(self, since: str) -> Selected:
-        """Return the runs with those of the time before that started at or after a time."""
+    def with_baseline(self, since: str) -> Selected:
+        """Return these runs and those of the baseline, which starts at a time."""
         if self.filter.since is None:
             return self
         return structs.replace(self, filter=structs.replace(self.filter, since=since))
 
 
 class Compared(Struct, frozen=True):
-    """A time range, compared with the time before.
+    """A time range, compared with its baseline.
 
     Attributes:
         first: When its first run started, RFC 3339; None without runs.
-        last: When its last run started.
+        last: When its last run started; None without runs.
         since: Start of the range.
-        until: Its end.
-        before: Start of the time before: that of the range if it has none.
-        recent_since: Start of the recent part of the range: its last quarter after the first run, or all of
-            it.
+        until: End of the range.
+        before: Start of the baseline; the start of the range if there is no baseline.
+        recent_since: Start of the recent part of the range: its last quarter after the first run, or the whole
+            range.
         shown: The runs of the range.
         earlier: The runs from `before` to `recent_since`.
         recent: The runs after `recent_since`.
@@ -119,10 +119,10 @@ class Compared(Struct, frozen=True):
 
 
 def compare(cursor: DuckDBPyConnection, weighted: bool, selected: Selected) -> Compared:
-    """Return the statistics of a time range, of its recent part, and of the time before.
+    """Return the statistics of a time range, of its recent part, and of its baseline.
 
-    The time before is at least as long as the range, and starts at least two days before its end. A short
-    range that lies entirely within an incident is therefore compared with the time before the incident.
+    The baseline is at least as long as the range, and starts at least two days before the end of the range. A
+    short range that lies entirely within an incident is therefore compared with the time before the incident.
     """
     ((first, last),) = cursor.execute(
         f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from runs where {selected.condition()}"
@@ -134,8 +134,8 @@ def compare(cursor: DuckDBPyConnection, weighted: bool, selected: Selected) -> C
         epoch_us(times.until) if times.until else None,
     )
     since, until = rfc3339(since_us), rfc3339(until_us)
-    before = start_of_time_before(times) or since
-    all_rows = selected.with_time_before(before)
+    before = start_of_baseline(times) or since
+    all_rows = selected.with_baseline(before)
     shown = _rates(cursor, weighted, selected.condition(since=since, until=until))
     # The time without runs before the first one does not count.
     start_us = max(since_us, first) if first is not None else since_us
@@ -156,8 +156,8 @@ def compare(cursor: DuckDBPyConnection, weighted: bool, selected: Selected) -> C
     )
 
 
-def start_of_time_before(filter: RunFilter) -> str | None:
-    """Return the start of the time with which the range of a filter is compared; None if it has no start."""
+def start_of_baseline(filter: RunFilter) -> str | None:
+    """Return the start of the baseline of a filter; None if the time range of the filter has no start."""
     if not filter.since:
         return None
     since_us, until_us = time_range(
@@ -174,7 +174,7 @@ def time_range(
     Args:
         rows: When the first and the last row started; None without rows.
         since_us: The start; None for that of the rows.
-        until_us: The end; None for now, or without a start for that of the rows.
+        until_us: The end; None for now or, without a start, for the end of the rows.
     """
     first, last = rows
     now_us = get_clock().wall_ns() // 1000
@@ -188,7 +188,7 @@ def time_range(
 
 def rates_around(queries: Queries, selected: Selected, compared: Compared, onset: str) -> tuple[Rates, Rates]:
     """Return the statistics before a time, and those of the runs of the range after it."""
-    all_rows = selected.with_time_before(compared.before)
+    all_rows = selected.with_baseline(compared.before)
 
     def read(cursor: DuckDBPyConnection) -> tuple[Rates, Rates]:
         before, after = (

@@ -20,7 +20,7 @@ from ._compared import (
     compare,
     matches,
     rates_around,
-    start_of_time_before,
+    start_of_baseline,
 )
 from ._explain._explanation import Explanation
 from ._queries import Queries
@@ -41,10 +41,10 @@ _NOTABLE = 1.5
 """A failure rate or a duration is notable if it is at least this multiple of the earlier one."""
 
 _STANDARD_DEVIATIONS = 3
-"""The number of failures exceeds the expected one by at least this number of standard deviations."""
+"""Minimum number of standard deviations by which a number of failures must exceed the expected number."""
 
 _MOST = 0.5
-"""Minimum share of the additional time of a stage to name it."""
+"""A finding names a stage if at least this share of the additional time is spent in it."""
 
 _HIGH_RATE = 0.05
 """A failure rate that is notable even if it has not changed."""
@@ -59,7 +59,7 @@ class OverviewFinding(Struct, frozen=True, kw_only=True):
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
         cause: The predicate of the runs that are affected more often than others; None if it is unknown.
-        since: When it started, RFC 3339; None if unknown. Findings about the same incident agree.
+        since: When it started, RFC 3339; None if unknown. It is the same for all findings about an incident.
         since_range: The earliest and the latest time at which it can have started; None if unknown.
     """
 
@@ -85,7 +85,7 @@ class Statistics(Protocol):
 def find(
     store: Statistics, queries: Queries, filter: RunFilter, where: str | None, *, explain: bool
 ) -> tuple[OverviewFinding, ...]:
-    """Return what is unusual; see `EventStore.findings`.
+    """Return the findings; see `EventStore.findings`.
 
     Raises:
         QueryError: The predicate is invalid.
@@ -96,13 +96,13 @@ def find(
         "findings",
         predicates=[where],
         over=["runs"],
-        scope=Scope.began_since(start_of_time_before(filter)),
+        scope=Scope.began_since(start_of_baseline(filter)),
     )
     return findings_of(store, queries, selected, compared, explain=explain)
 
 
 class _Onset(Struct, frozen=True):
-    """When something started, and the range of this time."""
+    """When something started, and the range of times at which it can have started."""
 
     at: str
     within: tuple[str, str] | None
@@ -140,7 +140,7 @@ class _Cause(Struct, frozen=True):
     since: str | None = None
 
     def since_then(self, onset: _Onset | None) -> str:
-        """Return the time of the runs that were counted, if the onset has been stated or not."""
+        """Return the time since which runs were counted, as a part of a sentence that may state the onset."""
         if self.since is None:
             return ""
         return " since then" if onset is not None else f" {onset_text(self.since, None)}"
@@ -158,11 +158,11 @@ class _Cause(Struct, frozen=True):
         }
 
     def rates(self, verb: str) -> str:
-        """Return the rates of the runs with and without it as a part of a sentence."""
+        """Return the rates of the runs that match and of the others, as a part of a sentence."""
         rate, other_rate = percent(self.matches.rate), self.matches.other_rate
         if other_rate is None:
-            return f"{rate} of these runs {verb}; there are no others"
-        return f"{rate} of these runs {verb}, {percent(other_rate)} of the others"
+            return f"{rate} of the matching runs {verb}; there are no others"
+        return f"{rate} of the matching runs {verb}, compared with {percent(other_rate)} of the others"
 
     def text(self, onset: _Onset | None) -> str:
         """Return its condition, without the time if the onset is known."""
@@ -177,8 +177,8 @@ class _Explained(Struct, frozen=True):
     """Why runs fail, or are slow.
 
     Attributes:
-        explanation: The explanation of the range and of the time before; None if it was not requested.
-        cause: The first difference that is not only a time and that still has an effect in the range.
+        explanation: The explanation of the range and its baseline; None if it was not requested.
+        cause: The first difference that is not a time and that still has an effect in the range.
         onset: When the runs became more frequent, if it is known.
     """
 
@@ -203,7 +203,7 @@ class _Explained(Struct, frozen=True):
             return cls(explanation, first)  # the onset is that of the first difference
         if onset is not None and onset.is_after(compared.since):
             (since_onset,) = matches(queries, selected, onset.at, affected, conditions[:1])
-            # If all of these runs match, only the time before shows the effect.
+            # If all of these runs match, the effect is visible only in comparison with earlier runs.
             if since_onset.matching < since_onset.count:
                 first = _Cause(causes[0], since_onset, onset.at)
         return cls(explanation, first, onset)
@@ -223,7 +223,7 @@ def findings_of(
 ) -> tuple[OverviewFinding, ...]:
     """Return what is unusual, worst first; at least one finding."""
     failures = slow = _Explained()
-    filter, within = selected.with_time_before(compared.before).filter, selected.where
+    filter, within = selected.with_baseline(compared.before).filter, selected.where
     if explain and _can_judge_failures(compared):
         explanation = store.explain(filter=filter, within=within)
         failures = _Explained.of(queries, selected, compared, FAILED, explanation)
@@ -253,9 +253,9 @@ def _can_judge_durations(compared: Compared) -> bool:
 def _with_cause_of_slow(
     queries: Queries, selected: Selected, compared: Compared, failures: _Explained, slow: _Explained
 ) -> _Explained:
-    """Return why runs fail: because of the cause of slow runs, if the failures have no cause of their own.
+    """Return why runs fail: for the same reason as slow runs, if no other cause of the failures is known.
 
-    This is a single comparison, for which much fewer failures suffice than for a search in all fields.
+    This is a single comparison, which requires far fewer failures than a search in all fields.
     """
     if failures.cause is not None or slow.cause is None or not _can_judge_failures(compared):
         return failures
@@ -267,9 +267,9 @@ def _with_cause_of_slow(
 
 
 def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]:
-    """Return both with the more accurate onset, if they are about the same incident.
+    """Return both with the more precise of their onsets, if they are about the same incident.
 
-    They are if their causes have a value in common, and their onsets can be the same.
+    They are about the same incident if their causes share a value and the ranges of their onsets overlap.
     """
     if one.cause is None or other.cause is None or not one.cause.values & other.cause.values:
         return one, other
@@ -293,7 +293,9 @@ def _failures(
         before, after = (each.rate for each in rates_around(queries, selected, compared, onset.at))
     is_higher = before is not None and after is not None and after > 0 and after >= _NOTABLE * before
     if onset is not None and before is not None and after is not None and is_higher:
-        sentence = f"The failure rate is {percent(after)}, up from {percent(before)}, {onset.text(compared)}"
+        sentence = (
+            f"The failure rate has been {percent(after)}, up from {percent(before)}, {onset.text(compared)}"
+        )
         now, level_rate = after, after / before if before else _NOTABLE
     else:
         onset = None
@@ -344,7 +346,7 @@ def _fails_more(recent: Rates, earlier: Rates) -> bool:
 
 
 def _exceeds(number: float, expected: float) -> bool:
-    """Return whether a number is larger than chance explains, if it is a count of events (Poisson)."""
+    """Return whether a count of events exceeds the expected one by more than chance explains (Poisson)."""
     return number - expected > _STANDARD_DEVIATIONS * math.sqrt(expected)
 
 
@@ -368,21 +370,22 @@ def _durations(
             before, after = (each.p95_ms for each in around)
     sentences = []
     if is_bad := _ratio(after, before) >= _NOTABLE:
-        sentences.append(f"The p95 duration is {duration(after)}, up from {duration(before)}, {time}.")
+        verb = "is" if onset is None else "has been"
+        sentences.append(f"The p95 duration {verb} {duration(after)}, up from {duration(before)}, {time}.")
     where = f"duration_ms > {compared.earlier.p95_ms!r}"
     if explanation is not None and cause is not None:
         if onset is not None and not is_bad:
-            sentences.append(f"More runs are slow {onset.text(compared)}.")
+            sentences.append(f"More runs have been slow {onset.text(compared)}.")
         slow = explanation.selection.count / (explanation.selection.count + explanation.rest.count)
         of = f"of the runs{cause.since_then(onset)} that are slower than {percent(1 - slow)} of "
-        of += "their pipeline" if explanation.described is not None else "all runs"
+        of += "the runs of their pipeline" if explanation.described is not None else "all runs"
         sentences.append(
             f"{percent(cause.matches.share)} {of} match {cause.text(onset)}: {cause.rates('are that slow')}."
         )
         stage = max(explanation.locations, key=lambda each: each.cause_share or 0.0, default=None)
         if stage is not None and (stage.cause_share or 0.0) >= _MOST:
             sentences.append(
-                f"{percent(stage.cause_share or 0.0)} of their additional time is in {stage.stage}."
+                f"{percent(stage.cause_share or 0.0)} of their additional time is spent in {stage.stage}."
             )
         where = explanation.where
     if not sentences:
@@ -411,6 +414,6 @@ def _nothing_unusual(compared: Compared) -> OverviewFinding:
     if not shown.count:
         sentence = "There are no runs in this time range."
     else:
-        failures = "no run failed" if not shown.failed else f"{shown.failed:,.0f} failed"
+        failures = "none failed" if not shown.failed else f"{shown.failed:,.0f} failed"
         sentence = f"Nothing unusual: {shown.count:,.0f} runs, {failures}, p95 {duration(shown.p95_ms)}."
     return OverviewFinding(kind="none", level="ok", text=sentence)

@@ -554,7 +554,7 @@ started_at < '2026-11-23T12:00:00.000000Z'::timestamptz"
         window = filter.since, filter.until or parse_time("now", _now())
     elif filter.since is not None or filter.until is not None:
         raise QueryError(
-            f"the selection {text!r} is a window already", sql=text, hint="omit --since and --until"
+            f"the selection {text!r} is already a window", sql=text, hint="omit --since and --until"
         )
     begin, end = (datetime.fromisoformat(time) for time in window)
     shift = timedelta(seconds=parse_duration(earlier))

@@ -44,7 +44,7 @@ class Scope(Struct, frozen=True):
     Attributes:
         since: RFC 3339; the query needs only events that were written at or after this time; empty for all.
         first_day: The query needs only rows of this day and later, such as "2026-11-24"; empty for all.
-        counts: Whether the query reads the view `counts`.
+        counts: Whether the query reads the `counts` view.
     """
 
     since: str = ""
@@ -71,7 +71,7 @@ EVERYTHING = Scope()
 
 
 class Snapshot:
-    """The views `events`, `stages`, `runs` and `counts` of a database, and the files that they read.
+    """The `events`, `stages`, `runs` and `counts` views of a database, and the files that they read.
 
     The segments are listed before the archive is read. If a segment is archived in between, its events are
     in the version of the archive that is read, and the segment is ignored. If it is archived later, its

@@ -116,7 +116,7 @@ class Runs(Struct, frozen=True, kw_only=True):
 
 
 class Typical(Struct, frozen=True, kw_only=True):
-    """The typical duration of a stage or a run in its pipeline, from those that ended OK.
+    """The typical duration of a stage or a run in its pipeline, from those that succeeded.
 
     Attributes:
         p50_ms: Median in milliseconds; None without other runs.

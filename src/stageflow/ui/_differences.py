@@ -96,7 +96,7 @@ def _due_to_time(explanation: Explanation) -> list[str]:
         return []
     return [
         f"- {_code(each.description)} is due to the time of the selection: {percent(each.same_time_share)} of"
-        f" the other {explanation.over} of that time match it too"
+        f" the other {explanation.over} from that time also match"
         f' (compare with `--against "{same_time.against}"`)'
         for each in explanation.differences
         if each.same_time_share is not None

@@ -19,7 +19,7 @@ type Properties = {
   data: Data;
   /** What the colour of a cell shows. */
   colour: "count" | "failures";
-  /** The selected box; null if the selection, if there is one, is no box of this heatmap. */
+  /** The selected box; null if the selection, if there is one, is not a box of this heatmap. */
   box: Box | null;
   /** Whether `selected` of the cells counts a selection. */
   selecting: boolean;

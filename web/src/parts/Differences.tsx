@@ -146,7 +146,7 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
             </Info>
           </th>
           <th scope="col" class="number medium-only">
-            <Info text="How likely the difference is due to chance: among all conditions with this value (q) or a smaller one, at most this share is expected to be a coincidence. It is a p-value, corrected for the number of comparisons.">
+            <Info text="How likely it is that the difference is due to chance: among all conditions with this value (q) or a smaller one, at most this share is expected to be a coincidence. It is a p-value, corrected for the number of comparisons.">
               Chance (q)
             </Info>
           </th>
@@ -247,7 +247,7 @@ function TimeNotice({
         type="button"
         onClick={() => go(changed({ against: sameTime.against }))}
       >
-        Compare with the {noun} of the same time
+        Compare with the {noun} from the same time
       </button>
     </div>
   );
@@ -258,7 +258,7 @@ function AgainstNotice({ explanation }: { explanation: Explanation }): JSX.Eleme
   return (
     <div class="time-notice neutral" role="note">
       <span>
-        Compared with the {count(explanation.rest.count)} other {explanation.over} of the same time.
+        Compared with the {count(explanation.rest.count)} other {explanation.over} from the same time.
       </span>
       <button type="button" onClick={() => go(changed({ against: "" }))}>
         Compare with all other {explanation.over}
@@ -315,7 +315,7 @@ function remarks(
   const share = row.same_time_share;
   const texts = [
     share !== null &&
-      `due to the time: ${share === 1 ? "all" : percent(share)} other ${explanation.over} of that time match it too`,
+      `due to the time: ${share === 1 ? "all" : `${percent(share)} of the`} other ${explanation.over} from that time also match`,
     verdict,
     row.varies && `its effect depends on whether ${named(row.varies)} matches too`,
     extent.join(", "),

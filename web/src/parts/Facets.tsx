@@ -30,7 +30,7 @@ export function Facets({ data, select, explanation }: Properties): JSX.Element {
   const [wanted, setWanted] = useState("");
   // A field with one value in all rows says nothing.
   const constant = data.fields.filter((each) => isConstant(each));
-  // If rows are selected by how they ended, it is no news that these fields differ.
+  // If rows are selected by how they ended, it is expected that these fields differ.
   const byResult = /\b(failed|outcome|status|error\w*)\b/.test(select);
   const isLast = (each: Facet) => Number(byResult && RESULTS.has(each.field));
   const varying = data.fields

@@ -208,7 +208,7 @@ export function Explore(): JSX.Element {
           select ? (
             <>
               Distributions: <span class="key-selection">selection</span> and{" "}
-              <span class="key-rest">{against ? "the rest of the same time" : "the rest"}</span>
+              <span class="key-rest">{against ? "the rest from the same time" : "the rest"}</span>
             </>
           ) : (
             "Distributions"
@@ -373,7 +373,7 @@ function describe(
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
     const failed = failureShares(facets);
     if (failed && select !== "failed")
-      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " of the same time" : ""}`);
+      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " from the same time" : ""}`);
   }
   if (compared && (select === "failed" || parts.length < 3))
     parts.push(withTimes(compared.explanation.summary));

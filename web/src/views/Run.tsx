@@ -298,8 +298,8 @@ function CompareMenu({ details }: { details: RunDetails }): JSX.Element {
       label="Compare"
       items={[
         {
-          label: "With the newest run that ended OK",
-          run: () => void find("outcome = 'ok'", "run that ended OK"),
+          label: "With the newest successful run",
+          run: () => void find("outcome = 'ok'", "successful run"),
         },
         { label: "With the newest failure", run: () => void find("failed", "failure") },
       ]}
@@ -392,7 +392,7 @@ function Explanation({
         <h2>
           {slow ? "Why this run was slow: compared with " : "Compared with "}
           {compared ? plural(peers.count, "other run") : "other runs"} of {explanation.pipeline}
-          {compared ? " that ended OK" : ""}
+          {compared ? " with outcome ok" : ""}
         </h2>
       </header>
       <div class="body stack">
@@ -408,7 +408,7 @@ function Explanation({
         )}
         {!compared && (
           <p class="muted">
-            No other run of this pipeline ended OK, so there is nothing to compare with.
+            No other run of this pipeline has the outcome ok, so there is nothing to compare with.
           </p>
         )}
         {compared && rows.length === 0 && (

@@ -29,7 +29,7 @@ const MEASURES: Record<string, Measure> = {
   rows: { title: "rows", of: ({ stat }) => stat.count, show: count },
 };
 
-/** What a stage took in the last quarter of the time range, compared with the time before. */
+/** The duration of a stage in the last quarter of the time range, compared with the baseline before it. */
 type Change = { name: "p95" | "p99"; before: number; after: number; ratio: number };
 
 /** Fewest rows of each part for a percentile: a few of them are above it. */
@@ -266,7 +266,7 @@ function StageTable({ rows, data }: { rows: StageRow[]; data: Data }): JSX.Eleme
       </table>
       <p class="muted small padded">
         Change: the p95 or the p99 (the one that changed more) since {shortTime(data.recent_since)}, the last
-        quarter of the time range, divided by that of the time before. Each interval of the charts is{" "}
+        quarter of the time range, divided by that of the baseline. Each interval of the charts is{" "}
         {duration(data.step_s * 1000)}
         {data.incomplete_last ? "; the last one is incomplete (dashed)" : ""}.
       </p>

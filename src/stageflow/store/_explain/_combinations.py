@@ -1,4 +1,4 @@
-"""Combinations of conditions on two or three fields that explain the selection only together."""
+"""Combinations of conditions on two or three fields that explain the selection only if combined."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ __all__ = ["find_combinations"]
 
 
 _MAX_LEVELS = 20
-"""Only this number of values of a field is combined, the most frequent ones."""
+"""Maximum number of values of a field that are combined: the most frequent ones."""
 
 _RANGES = 16
-"""Number of quantiles between which ranges of a number begin and end."""
+"""Number of intervals between quantiles that the ranges of a numeric field consist of."""
 
 _LOW, _HIGH = np.triu_indices(_RANGES)
 
 _MAX_FIELDS = 48
-"""Only the conditions of this number of fields are combined, those that explain most on their own."""
+"""Maximum number of fields that are combined: those that explain the most on their own."""
 
 _MAX_FIRST = 120
-"""Only this number of conditions is combined with others, those that explain most on their own."""
+"""Maximum number of conditions that are combined with others: those that explain the most alone."""
 
 _MAX_FIRST_RANGES = 3
-"""Number of ranges of a number that are combined with others."""
+"""Number of ranges of a numeric field that are combined with other conditions."""
 
 _MAX_EXTENDED = 30
-"""Only this number of pairs is extended by a third condition."""
+"""Maximum number of pairs that are extended by a third condition."""
 
 _MAX_TESTED = 4
 """Number of combinations to test; each is a comparison."""
 
 _MIN_GAIN = 1.1
-"""A combination must explain this many times the deviance that any part of it explains."""
+"""A combination must explain at least this many times the deviance that any part of it explains."""
 
 _MIN_ROWS = 5
-"""Minimum number of selected rows in the half in which combinations are searched."""
+"""Minimum number of selected rows in the half that is searched for combinations."""
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """The values of a field, as a few levels: single values, or the quantiles of a number.
+    """The values of a field, as a few levels: single values, or the quantiles of a numeric field.
 
     Attributes:
         values: The values.
-        table: The table of the values; None for the quantiles of a number.
+        table: The table of the values; None for the quantiles of a numeric field.
         codes: The level of each sampled row; -1 if its value is missing or too rare.
-        of_level: The index in the table of each level.
+        of_level: For each level, the index of its value in the table.
     """
 
     values: FieldValues
@@ -108,13 +108,13 @@ class _Block:
         self._selected = selected
         self._is_weighted = bool((weights != 1).any())
         self.bounds = np.cumsum([0, *(one.conditions for one in levels)])
-        # Row n has the conditions of field n; the others refer to the count of missing values.
+        # Row n has the conditions of field n; the remaining columns refer to the count of missing values.
         self._of_field = np.full((len(levels), max(sizes, default=0)), self._size)
         for n, (size, start) in enumerate(zip(sizes, starts, strict=False)):
             self._of_field[n, :size] = np.arange(start, start + size)
 
     def sets(self, selected: Floats, rest: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
-        """Return the sets of values of each field that can explain most, from one value to all.
+        """Return the sets of values of each field that can explain the most, from one value to all.
 
         The best set of a size consists of the values with the highest rates (Breiman et al. 1984, for a
         field that divides rows into two classes).
@@ -207,7 +207,7 @@ def find_combinations(
     """Return the most promising combinations, selected in half of the clusters and tested in the other half.
 
     There are always four results, each of them a hypothesis; one without a combination has no findings.
-    The p-value is the highest one of the parts, each tested among the rows that meet the other parts: a
+    The p-value is the highest p-value of its parts, each tested among the rows that meet the other parts: a
     combination is significant only if all of its parts are necessary.
 
     Args:
@@ -292,7 +292,7 @@ class _Search:
         ]
 
     def _most_promising(self, levels: Sequence[_Levels]) -> dict[str, _Levels]:
-        """Return the fields of which a single condition explains most."""
+        """Return the fields whose best single condition explains the most."""
         if len(levels) <= _MAX_FIELDS:
             return {one.name: one for one in levels}
         gains: dict[str, float] = {}
@@ -346,7 +346,7 @@ class _Search:
         triples = self._extended(sorted(pairs, key=lambda one: -one.score)[:_MAX_EXTENDED])
         chosen: list[_Group] = []
         for group in sorted((*pairs, *triples), key=lambda one: -one.score):
-            # Groups of other fields that describe the same rows compete in the other half.
+            # Groups on other fields that match the same rows compete in the other half.
             known = any(group.names <= other.names or group.names >= other.names for other in chosen)
             if known or not self._gains(group):
                 continue
@@ -356,10 +356,10 @@ class _Search:
         return chosen
 
     def fitted(self, group: _Group) -> _Group:
-        """Return a group whose conditions on values contain all values that are as bad, and no others.
+        """Return a group whose conditions on values contain all affected values, and no others.
 
-        Two organizations with the same problem are one combination, and not one of them by chance. A value
-        is as bad as others if it is among the rows that meet the other conditions.
+        If two organizations have the same problem, the combination contains both, not an arbitrary one of
+        them. The values are compared among the rows that meet the other conditions.
         """
         for n, one in enumerate(group.conditions):
             others = [other.mask for other in group.conditions if other is not one]
@@ -382,7 +382,7 @@ class _Search:
         return group
 
     def findings(self, group: _Group, rows: Mask) -> list[Finding]:
-        """Return the conditions of a group; the limits of a number fit the other conditions in some rows."""
+        """Return the conditions of a group, with numeric limits that are fitted to some of the rows."""
         found = []
         for one in group.conditions:
             others = [other.mask for other in group.conditions if other is not one]
@@ -392,7 +392,7 @@ class _Search:
         return found
 
     def _extended(self, groups: Sequence[_Group]) -> list[_Group]:
-        """Return for each group its best extension by a condition on each other field."""
+        """Return the best extension of each group by a condition on each other field."""
         found: dict[tuple[frozenset[str], float], _Group] = {}
         for group in groups:
             mask = group.mask[self._rows]
@@ -423,7 +423,7 @@ class _Search:
     def _best_sets(
         self, block: _Block, selected: Floats, rest: Floats
     ) -> dict[int, tuple[NDArray[np.intp], float]]:
-        """Return the levels and the gain of the set of values that explains most, by number of the field."""
+        """Return the levels and the gain of the set of values that explains the most, by field index."""
         if not block.levels or block.levels[0].table is None:
             return {}
         order, of_selected, of_rest = block.sets(selected, rest)
@@ -477,7 +477,7 @@ class _Search:
     def _of_range(self, levels: _Levels, at: int) -> _Condition:
         def find(others: Mask) -> Finding | None:
             numbers = levels.values.numbers
-            assert numbers is not None, "a range is one of numbers"
+            assert numbers is not None, "a range consists of numbers"
             found = find_orders(levels.values.field, numbers, self._cohorts, others, outside=False)[0]
             return found[0] if found else None
 

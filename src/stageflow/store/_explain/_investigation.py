@@ -59,10 +59,10 @@ _COMMENT = re.compile(r"""('(?:[^']|'')*'|"(?:[^"]|"")*")|--[^\n]*""")
 """Quoted texts and identifiers, which are kept, and comments."""
 
 _MAX_EFFECTS = 5
-"""Maximum number of effects: they say where to look, but not why."""
+"""Maximum number of effects: they show where to look, but not why."""
 
 _CONCENTRATED = 2.0
-"""From this design effect on, the concentration of the selection in few clusters is a limitation."""
+"""From this design effect upward, the concentration of the selection in a few clusters is a limitation."""
 
 _FEW = 20
 """Below this number of independent selected rows, the absence of differences says little."""
@@ -475,7 +475,7 @@ class _Investigation:
         independent = max(1, round(selection.rows / self._totals.design_effect))
         if self._totals.design_effect >= _CONCENTRATED and self._cluster is not None:
             limitations.append(
-                f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}; "
+                f"The {self._kind_of_selection()} are concentrated in a few values of {self._cluster}; "
                 f"they count as {independent:,} independent {self._request.over}."
             )
         if fields and independent < _FEW:
@@ -485,7 +485,7 @@ class _Investigation:
             )
         if not self._sample.is_complete:
             limitations.append(
-                f"Numbers, times, combinations and attributes in documents were compared in a sample of "
+                f"Numbers, times, combinations and attributes in JSON documents were compared in a sample of "
                 f"{int(selected.sum()):,} selected and {int((~selected).sum()):,} other rows; other values "
                 f"were counted in all rows."
             )

@@ -1,4 +1,4 @@
-"""The other rows of the time of a selection: which differences are due to this time only."""
+"""The other rows from the time of a selection, which show the differences that are due only to the time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["SameTimeRows"]
 
 
 _MIN_OTHERS = 20
-"""Minimum number of other rows of the same time; fewer say little."""
+"""Minimum number of other rows from the same time; fewer are not conclusive."""
 
 _NEARLY_ALL = 0.95
-"""The share of the selection, and of the other rows of its time, that meets a condition due to the time."""
+"""Minimum share of the selection, and of the other rows from its time, that such a difference matches."""
 
 _MUST_DIFFER = 0.9
-"""The largest share of the rest that meets such a condition."""
+"""Maximum share of all other rows that such a difference matches."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SameTimeRows:
 
     Attributes:
         rows: These rows, selected or not.
-        described: The rows that are not selected.
+        described: A description of the rows that are not selected.
     """
 
     rows: Mask
@@ -60,10 +60,10 @@ class SameTimeRows:
         return cls(rows, described, sample)
 
     def share(self, finding: Finding) -> float | None:
-        """Return the share of the other rows of that time that match a finding, if it is due to the time.
+        """Return the share of the other rows from the time that match a finding, if it is due to the time.
 
-        It is if nearly all rows of that time match it, selected or not, but not those of other times. A
-        version that was released before the first selected row started is an example.
+        It is due to the time if nearly all rows from that time match it, selected or not, but not those from
+        other times. An example is a version that was released before the first selected row started.
         """
         cohorts = self._sample.cohorts
         selected, rest = cohorts.masks

@@ -91,8 +91,8 @@ class Compared(Struct, frozen=True):
         since: Start of the range.
         until: End of the range.
         before: Start of the baseline; the start of the range if there is no baseline.
-        recent_since: Start of the recent part of the range: its last quarter after the first run, or the whole
-            range.
+        recent_since: Start of the recent part of the range: its last quarter after the first run, or all of
+            it.
         shown: The runs of the range.
         earlier: The runs from `before` to `recent_since`.
         recent: The runs after `recent_since`.

@@ -283,7 +283,7 @@ def _check_rules(connection: DuckDBPyConnection, sampler: TailSampler) -> None:
         # A field of a stage is a subquery, too.
         if any(part.get("class") == "SUBQUERY" for part in parts(tree)):
             refused = QueryError(
-                f"{rule.where!r} reads stages or other runs; a rule can read only the columns of its own run",
+                f"{rule.where!r} reads stages or other runs; a rule can read only the sampled run",
                 sql=rule.where,
                 hint="add the value to the run, as in `ctx.annotate_run(hits=3)`, and use attributes.hits",
             )

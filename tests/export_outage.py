@@ -67,6 +67,13 @@ class SimulatedTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._call_ended)
         return future
 
+    async def shutdown_default_executor(self, *arguments: Any) -> None:
+        self._calls += 1  # it waits for a thread, with a timeout from Python 3.12 on
+        try:
+            await super().shutdown_default_executor(*arguments)
+        finally:
+            self._calls -= 1
+
     def _call_ended(self, future: asyncio.Future[Any]) -> None:
         self._calls -= 1
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stageflow.cli._app import app
 from stageflow.errors import QueryError
-from stageflow.store import EventStore
+from stageflow.store import Compactor, EventStore
 
 MODELS = ("m-small", "m-large", "m-mini")
 
@@ -51,6 +51,44 @@ def test_predicate_selects_runs_by_a_field_of_a_stage(store: EventStore, where: 
 def test_predicate_selects_stages_by_a_field_of_their_run(store: EventStore) -> None:
     rows = store.stats("stages", where="run/attributes.region = 'eu'")
     assert {stat.stage: stat.count for stat in rows} == {"llm": 30.0, "my stage": 30.0}
+
+
+def test_view_has_only_the_attributes_of_its_own_rows(store: EventStore) -> None:
+    names = {
+        view: [name for name, *_ in store.sql(f"describe {view}").rows if name.startswith("attributes.")]
+        for view in ("runs", "stages")
+    }
+    assert names == {"runs": ["attributes.region"], "stages": ["attributes.model"]}
+
+
+def test_view_has_only_the_attributes_of_its_own_rows_after_archiving(tmp_path: Path) -> None:
+    runs = [{"attributes": {"region": "eu"}, "stage_ms": {"llm": 1.0}, "stage_attributes": {"model": "m"}}]
+    journal = write(tmp_path / "journal", runs)
+    Compactor(journal).compact()
+    with EventStore(journal) as store:
+        names = [name for name, *_ in store.sql("describe runs").rows if name.startswith("attributes.")]
+        assert names == ["attributes.region"]
+
+
+@pytest.mark.parametrize(
+    ("where", "suggested"),
+    [
+        ("model = 'm-large'", "llm/attributes.model"),
+        ("attributes.model = 'm-large'", "llm/attributes.model"),
+        ("modle = 'm-large'", "llm/attributes.model"),
+        ("regoin = 'eu'", "attributes.region"),
+    ],
+)
+def test_error_suggests_the_attribute_of_a_stage(store: EventStore, where: str, suggested: str) -> None:
+    with pytest.raises(QueryError) as raised:
+        store.runs(where=where)
+    assert f'did you mean "{suggested}"?' in str(raised.value)
+    assert store.runs(where=f'"{suggested}" is not null')
+
+
+def test_error_suggests_the_attribute_of_the_run_of_a_stage(store: EventStore) -> None:
+    with pytest.raises(QueryError, match=r'did you mean "run/attributes\.region"'):
+        store.stats("stages", where="region = 'eu'")
 
 
 def test_field_of_a_stage_that_defines_the_selection_is_not_a_difference(store: EventStore) -> None:
@@ -101,3 +139,11 @@ def test_explain_command_restricts_both_sides(store: EventStore) -> None:
     printed = CliRunner().invoke(app, [*command, "--journal", str(store.path), "--json"])
     assert printed.exit_code == 0, printed.output
     assert '"rows":10' in printed.output
+
+
+def test_field_without_a_value_is_left_out_as_empty(store: EventStore) -> None:
+    reasons = {
+        name: one.reason for one in store.explain("llm/duration_ms >= 300").left_out for name in one.fields
+    }
+    assert reasons["commit"] == "empty in every row"
+    assert reasons["outcome"] == "the same in every row"

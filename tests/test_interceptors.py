@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -462,12 +463,19 @@ async def test_log_reports_every_attempt(caplog: pytest.LogCaptureFixture) -> No
     ]
 
 
+@pytest.fixture
+def stage_fields(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Add the fields of the stage to the captured records; pytest uses the handler for all tests."""
+    with caplog.filtering(StageLogFilter()):
+        yield
+
+
+@pytest.mark.usefixtures("stage_fields")
 @pytest.mark.parametrize("stage", FAILING)
 async def test_log_and_done_callbacks_report_the_recorded_result(
     stage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "stageflow")
-    caplog.handler.addFilter(StageLogFilter())
     seen: list[tuple[int, StageStatus, str | None]] = []
 
     async def observes(call: Any, proceed: Any) -> Any:
@@ -528,10 +536,10 @@ async def test_done_callback_that_raises_is_logged_and_changes_nothing(
     assert "stage 's': a callback of an interceptor raised RuntimeError: of the callback" in caplog.text
 
 
+@pytest.mark.usefixtures("stage_fields")
 async def test_log_filter_adds_run_and_stage_to_records_inside_a_stage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.handler.addFilter(StageLogFilter())
     logger = logging.getLogger("the.application")
 
     def in_a_thread(ctx: Any) -> None:

@@ -49,10 +49,10 @@ def test_findings_with_causes_name_what_affected_runs_have_in_common(journal: Pa
     assert "bank" not in plain[0].text
     failures, slow = explained
     assert (
-        "100% of the failures match pay/attributes.bank has a value: 50% of these runs fail, 0% of"
-        in failures.text
+        "100% of the failures match pay/attributes.bank has a value: 50% of the matching runs fail, compared"
+        " with 0% of" in failures.text
     )
-    assert slow.text.startswith("The p95 duration is 900 ms, up from 20 ms, since ")
+    assert slow.text.startswith("The p95 duration has been 900 ms, up from 20 ms, since ")
     # Both are about the same incident, which started after minute 100.
     assert failures.since is not None
     assert (failures.since, failures.since_range) == (slow.since, slow.since_range)

@@ -397,7 +397,7 @@ def test_rule_about_stages_or_other_runs_is_refused(tmp_path: Path, where: str) 
         ):
             with pytest.raises(QueryError) as raised:
                 refuse()
-            expected = "reads stages or other runs; a rule reads only the columns of the run itself"
+            expected = "reads stages or other runs; a rule can read only the sampled run"
             assert raised.value.message == f"sampling rule 2: {where!r} {expected}"
             assert "annotate_run" in str(raised.value.hint)
         assert store.sql("select count(*) from runs").rows == [(10,)]

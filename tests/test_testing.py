@@ -220,7 +220,7 @@ def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvent
         "\nexpected one run with stage 'load', but it has ended in 2 runs" + runs
     )
     assert failure_message(stageflow_events.assert_stages, load="OK") == (
-        "\nexpected the stages of one run, but several have ended" + runs
+        "\nexpected the stages of one run, but several runs have ended" + runs
     )
 
 

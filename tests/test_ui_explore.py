@@ -31,10 +31,10 @@ def test_box_is_compared_with_the_runs_of_the_same_time(slow: Served, opened: Ca
     drag_over(page, 0.7, 0.0, 0.99, 0.4)
     settle(page)
     table = page.get_by_role("table", name="Differences")
-    expect(table).to_contain_text("due to the time: all other runs of that time match it too")
-    page.get_by_role("button", name="Compare with the runs of the same time").click()
+    expect(table).to_contain_text("due to the time: all other runs from that time also match")
+    page.get_by_role("button", name="Compare with the runs from the same time").click()
     settle(page)
-    expect(page.get_by_text("other runs of the same time.")).to_be_visible()
+    expect(page.get_by_text("other runs from the same time.")).to_be_visible()
     expect(table.locator("tbody tr").first).to_contain_text("search/attributes.shard = eu-4")
     expect(table).not_to_contain_text("service_version")
     page.get_by_role("button", name="Clear selection").click()
@@ -94,8 +94,8 @@ def test_box_over_a_stage_shows_its_cause(slow: Served, opened: Callable[..., Wa
 
 def test_marks_have_labels_and_a_legend(slow: Served, opened: Callable[..., Watched]) -> None:
     page = opened(slow, "view=explore").page
-    assert page.locator(".heatmap .vmark span").all_inner_texts() == ["2.4.0"]
-    assert page.locator(".line-chart .vmark span").all_inner_texts() == ["2.4.0"]
+    assert page.locator(".heatmap .vmark-label").all_inner_texts() == ["2.4.0"]
+    assert page.locator(".line-chart .vmark-label").all_inner_texts() == ["2.4.0"]
     expect(page.get_by_text("new version: 2.4.0")).to_have_count(2)
     assert str(page.locator(".heatmap .vmark").get_attribute("title")).startswith("new version: 2.4.0, first")
 

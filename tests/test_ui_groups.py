@@ -1,4 +1,4 @@
-"""Tests for the fields that the web UI suggests, the groups of its charts, and rows of the same time."""
+"""Tests for the fields that the web UI suggests, the groups of its charts, and rows from the same time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ def test_suggested_groups_include_fields_of_stages_but_no_ids(ui: Served) -> Non
         "search/attributes.trace",
     }
     assert found["search/attributes.shard"]["kind"] == "stage field"
-    # The view of the runs has a column for each attribute of a stage, which is empty.
     assert "attributes.shard" not in found
     # A field with one value shows nothing.
     assert found["service_version"]["usefulness"] > found["pipeline_name"]["usefulness"]
@@ -132,9 +131,13 @@ def selection(ui: Served) -> str:
 
 def test_version_of_the_time_of_a_selection_is_marked(ui: Served) -> None:
     found = ui.get("differences", select=selection(ui))
-    same_time = found["same_time"]
-    assert [each["description"] for each in same_time["differences"]] == ["service_version = 2.4.0"]
-    assert same_time["differences"][0]["share"] == 1
+    explanation = found["explanation"]
+    shares = {each["description"]: each["same_time_share"] for each in explanation["differences"]}
+    assert {name: share for name, share in shares.items() if share is not None} == {
+        "service_version = 2.4.0": 1
+    }
+    assert list(shares)[-1] == "service_version = 2.4.0"
+    same_time = explanation["same_time"]
     others = ui.get("runs", where=f"{same_time['against']} and duration_ms <= 1000", count="1")["total"]
     assert same_time["count"] == others > 0
     assert "`service_version = 2.4.0` is due to the time of the selection" in found["markdown"]
@@ -142,9 +145,9 @@ def test_version_of_the_time_of_a_selection_is_marked(ui: Served) -> None:
 
 def test_selection_is_compared_with_the_runs_of_the_same_time(ui: Served) -> None:
     select = selection(ui)
-    against = ui.get("differences", select=select)["same_time"]["against"]
+    against = ui.get("differences", select=select)["explanation"]["same_time"]["against"]
     found = ui.get("differences", select=select, against=against)
-    assert found["same_time"] is None
+    assert found["explanation"]["same_time"] is None
     descriptions = [each["description"] for each in found["explanation"]["differences"]]
     assert descriptions[0] == "search/attributes.shard = eu-4"
     assert not any("service_version" in each for each in descriptions)
@@ -155,7 +158,9 @@ def test_selection_is_compared_with_the_runs_of_the_same_time(ui: Served) -> Non
 
 
 def test_selection_of_all_times_has_no_difference_that_is_due_to_the_time(ui: Served) -> None:
-    assert ui.get("differences", select="\"search/attributes.shard\" = 'eu-4'")["same_time"] is None
+    explanation = ui.get("differences", select="\"search/attributes.shard\" = 'eu-4'")["explanation"]
+    assert explanation["same_time"] is None
+    assert all(each["same_time_share"] is None for each in explanation["differences"])
 
 
 @pytest.mark.parametrize(

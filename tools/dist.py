@@ -266,7 +266,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="output directory")
-    parser.add_argument("--ray", action="store_true", help="also test the extra `ray`")
+    parser.add_argument("--ray", action="store_true", help="also test the `ray` extra")
     parser.add_argument(
         "--release", action="store_true", help="check the existing distributions, and tag the version"
     )

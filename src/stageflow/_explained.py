@@ -16,6 +16,7 @@ __all__ = [
     "Part",
     "RunExplanationRecord",
     "SameError",
+    "SameTime",
     "Shape",
     "StageMeasured",
     "UnusualValue",
@@ -67,6 +68,7 @@ class Difference(Struct, frozen=True, kw_only=True):
             "run/column" for a field of the run of a stage. More than one for a combination.
         shape: The kind of condition.
         description: The condition as text: "org_id = acme", "attributes.tokens > 812.5", "region is missing".
+        parts: The descriptions of the conditions of a combination, one for each field; otherwise empty.
         value: The value, the values, or the limits of an interval; None if the condition has none.
         condition: The condition as an SQL predicate over the view.
         selection: The rows of the selection that meet the condition.
@@ -93,6 +95,9 @@ class Difference(Struct, frozen=True, kw_only=True):
         relates_to: The description of the difference to which `verdict` refers; None if it is independent.
         varies: How the effect differs between the rows with and without an earlier difference; None if it
             does not.
+        same_time_share: The share of the other rows from the time of the selection that match, 0 to 1, if the
+            difference is due to that time: nearly all rows from that time match, for example those of a
+            version that had been released earlier. None if it is not.
     """
 
     fields: tuple[str, ...]
@@ -120,6 +125,8 @@ class Difference(Struct, frozen=True, kw_only=True):
     verdict: Verdict = "independent"
     relates_to: str | None = None
     varies: str | None = None
+    parts: tuple[str, ...] = ()
+    same_time_share: float | None = None
 
     def __str__(self) -> str:
         return self.description
@@ -138,8 +145,8 @@ class Location(Struct, frozen=True, kw_only=True):
         ms: Mean time per selected row in milliseconds, on the critical path; None for an error.
         other_ms: The same for the rest.
         share: The share of the failures, or of the excess time, for which the location accounts, 0 to 1.
-        cause_share: The share of the excess time of the selected rows that match the first difference; None
-            for an error, or if nothing differs.
+        cause_share: The same share for the selected rows that match the first difference; None if nothing
+            differs.
     """
 
     stage: str | None
@@ -175,6 +182,22 @@ class Change(Struct, frozen=True, kw_only=True):
     rest: Part
 
 
+class SameTime(Struct, frozen=True, kw_only=True):
+    """The rows of the time range of a selection that are not selected.
+
+    Attributes:
+        since: When the first selected row started, RFC 3339.
+        until: When the last one started.
+        against: The predicate of the time range, to compare the selection with these rows only.
+        count: The number that these rows represent; an estimate if the rest was sampled.
+    """
+
+    since: str
+    until: str
+    against: str
+    count: float
+
+
 class LeftOut(Struct, frozen=True):
     """Fields that were not compared, and the reason."""
 
@@ -206,6 +229,7 @@ class ExplanationRecord(Struct, frozen=True, kw_only=True):
     alpha: float
     onset: str | None = None
     onset_range: tuple[str, str] | None = None
+    same_time: SameTime | None = None
     locations: tuple[Location, ...] = ()
     differences: tuple[Difference, ...] = ()
     effects: tuple[Difference, ...] = ()

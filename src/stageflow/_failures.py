@@ -1,4 +1,4 @@
-"""Which outcomes of a run count as failures, for statistics, alerts, sampling and retention."""
+"""The outcomes of a run that count as failures in statistics, alerts, sampling and retention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .schema import Outcome
 __all__ = ["FailureOutcomes"]
 
 _POSSIBLE = tuple(outcome for outcome in (*get_args(Outcome), "suspended") if outcome != "ok")
-"""Every outcome except `ok`. A later version of the schema adds `suspended`: the run waits for an answer."""
+"""Every outcome except `ok`. A later schema version will add `suspended`: the run waits for an answer."""
 
 _NOT_COUNTED = ("cancelled", "suspended")
 
@@ -42,18 +42,18 @@ class FailureOutcomes(Struct, frozen=True):
     def __post_init__(self) -> None:
         if not self.outcomes:
             raise InvalidArgumentError(
-                'failure_outcomes must not be empty; use for example ["failed", "timeout"]'
+                'failure_outcomes must not be empty; use, for example, ["failed", "timeout"]'
             )
         for outcome in self.outcomes:
             if outcome not in _POSSIBLE:
                 raise InvalidArgumentError(
-                    f"each of failure_outcomes must be one of {', '.join(_POSSIBLE)}, got {outcome!r}"
+                    f"each value in failure_outcomes must be one of {', '.join(_POSSIBLE)}, got {outcome!r}"
                     + did_you_mean(str(outcome), _POSSIBLE)
                 )
 
     @classmethod
     def of(cls, outcomes: Iterable[str]) -> FailureOutcomes:
-        """Return the definition with these outcomes, in canonical order."""
+        """Return a `FailureOutcomes` with these outcomes, in canonical order."""
         if isinstance(outcomes, str):
             raise InvalidArgumentError(
                 f"failure_outcomes must be a list such as [{outcomes!r}], got {outcomes!r}"

@@ -109,7 +109,7 @@ class StageInputs:
 
         Raises:
             UnknownInputError: The stage is not an ancestor of this stage.
-            MissingInputError: The stage did not end OK, and the reference has no default.
+            MissingInputError: The status of the stage is not OK, and the reference has no default.
 
         Example:
             documents = ctx.inputs.value(search)

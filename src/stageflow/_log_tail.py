@@ -53,8 +53,8 @@ class StageLogs(Struct, frozen=True, gc=False):
     """What an attempt logged.
 
     Attributes:
-        warnings: Number of lines of level WARNING or above, but below ERROR.
-        errors: Number of lines of level ERROR or above.
+        warnings: Number of lines at level WARNING or above, but below ERROR.
+        errors: Number of lines at level ERROR or above.
         tail: The last lines, if the attempt failed or was cancelled while it was running; not redacted.
     """
 

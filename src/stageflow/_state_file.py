@@ -38,7 +38,7 @@ class StateFile(Struct, frozen=True):
     """A small file of a journal that is replaced as a whole.
 
     Attributes:
-        name: Path relative to the directory of the journal.
+        name: Path relative to the journal directory.
         kind: Type of its content.
         remedy: How to fix the file if it is damaged.
         after: What to do after a repair has moved the file away.

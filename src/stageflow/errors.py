@@ -6,7 +6,7 @@ StageflowError
 ├── InputError                   a stage cannot read an input (also a LookupError)
 │   ├── UnknownInputError        the stage to read from is not an ancestor of the stage that reads
 │   └── MissingInputError        the ancestor was skipped, or did not return the key
-├── StageNotFinishedError        a stage has no value, because it did not end OK (also a LookupError)
+├── StageNotFinishedError        a stage has no value, because its status is not OK (also a LookupError)
 ├── StageOutputError             a stage returned an invalid value (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
 ├── BudgetExceededError          a run spent more than its `budget`
@@ -512,7 +512,7 @@ def type_name(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return `Type: message` of an exception, also of one whose `__str__` raises.
+    """Return `Type: message` of an exception, even if its `__str__` raises.
 
     For a StageflowError, this omits the location and the hint, which would make every text different. For an
     exception group, it describes the first leaf and adds the number of others.

@@ -104,7 +104,7 @@ class PipelineResults(dict[str, StageResult]):
 
         Raises:
             KeyError: There is no such stage; the message suggests the closest match.
-            StageNotFinishedError: The stage did not end OK, and the reference has no default.
+            StageNotFinishedError: The status of the stage is not OK, and the reference has no default.
 
         Example:
             answer = results.value(reply)

@@ -44,7 +44,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The settings in effect, and the source of each.
 
     Attributes:
-        journal: Absolute path of the directory of the journal, or None for no journal.
+        journal: Absolute path of the journal directory, or None for no journal.
         sink: A sink to use instead of the journal, or in addition to it; None for no such sink.
         service: Name of the service; None to detect it from the platform.
         version: Version of the service; None to detect it from the platform.
@@ -205,7 +205,7 @@ def close_journal() -> None:
 
 
 def configured_targets() -> Sequence[Any]:
-    """Return the setting `export` of the environment or `pyproject.toml`, without configuring the process.
+    """Return the `export` setting of the environment or `pyproject.toml`, without configuring the process.
 
     Raises:
         SettingsError: A setting is unknown or has an invalid value.
@@ -214,7 +214,7 @@ def configured_targets() -> Sequence[Any]:
 
 
 def configured_sampler() -> Any:
-    """Return the setting `sampler` of the environment or `pyproject.toml`: a path, or None.
+    """Return the `sampler` setting of the environment or `pyproject.toml`: a path, or None.
 
     Raises:
         SettingsError: A setting is unknown or has an invalid value.

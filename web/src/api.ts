@@ -13,6 +13,7 @@ export type Bin = {
 export type Causes = {
   snapshot: number;
   findings: Finding[];
+  onsets: Mark[];
 };
 
 /** A cell of a heatmap that is not empty; a JSON array. */
@@ -78,13 +79,14 @@ export type Difference = {
   verdict: "explained" | "independent" | "inseparable" | "remains";
   relates_to: string | null;
   varies: string | null;
+  parts: string[];
+  same_time_share: number | null;
 };
 
 /** How a selection differs from the rest: `GET /api/differences?select=PREDICATE`. */
 export type Differences = {
   snapshot: number;
   explanation: Explanation;
-  same_time: SameTime | null;
   command: string;
   markdown: string;
 };
@@ -145,6 +147,7 @@ export type Explanation = {
   alpha: number;
   onset: string | null;
   onset_range: [string, string] | null;
+  same_time: SameTime | null;
   locations: Location[];
   differences: Difference[];
   effects: Difference[];
@@ -189,6 +192,7 @@ export type Facets = {
 
 /** A sentence of the overview. */
 export type Finding = {
+  kind: "alert" | "crashes" | "durations" | "failures" | "none";
   level: "bad" | "info" | "ok" | "warning";
   text: string;
   where: string | null;
@@ -198,7 +202,7 @@ export type Finding = {
   view: "errors" | "explore" | "runs" | "status";
 };
 
-/** A group of rows in the whole time range. */
+/** The statistics of a group of rows in the whole time range, or in a part of it. */
 export type GroupTotal = {
   count: number;
   failed: number;
@@ -272,7 +276,7 @@ export type Location = {
 export type Mark = {
   at: string;
   until: string | null;
-  kind: "alert" | "error" | "version";
+  kind: "alert" | "error" | "onset" | "version";
   label: string;
   where: string | null;
 };
@@ -332,7 +336,7 @@ export type RunDetails = {
   explanation: RunExplanation | null;
 };
 
-/** One run, compared with its peers: other runs of the same pipeline that ended OK. */
+/** One run, compared with its peers: other runs of the same pipeline with the outcome `ok`. */
 export type RunExplanation = {
   run_id: string;
   pipeline: string;
@@ -395,7 +399,6 @@ export type SameTime = {
   until: string;
   against: string;
   count: number;
-  differences: TimeBound[];
 };
 
 /** Counts, failure rates and durations over time: `GET /api/series?by=FIELD`. */
@@ -411,6 +414,8 @@ export type Series = {
   marks: Mark[];
   estimated: boolean;
   sql: string;
+  incomplete_first: boolean;
+  incomplete_last: boolean;
 };
 
 /** One line of each chart. Each list has one element per time step; None is a gap. */
@@ -494,7 +499,10 @@ export type StageRow = {
   stat: Stat;
   where: string;
   runs_where: string;
+  earlier: GroupTotal;
+  recent: GroupTotal;
   p95_ms: (number | null)[];
+  p99_ms: (number | null)[];
   count: number[];
   failed: number[];
 };
@@ -504,6 +512,8 @@ export type Stages = {
   snapshot: number;
   since: string;
   step_s: number;
+  incomplete_last: boolean;
+  recent_since: string;
   rows: StageRow[];
   graphs: StageGraph[];
 };
@@ -550,13 +560,7 @@ export type Status = {
   cache_bytes: number;
 };
 
-/** A difference that is due to the time of the selection. */
-export type TimeBound = {
-  description: string;
-  share: number;
-};
-
-/** The typical duration of a stage or a run in its pipeline, from those that ended OK. */
+/** The typical duration of a stage or a run in its pipeline, from those that succeeded. */
 export type Typical = {
   p50_ms: number | null;
   p95_ms: number | null;

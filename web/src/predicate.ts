@@ -99,6 +99,8 @@ const COMPARISON = new RegExp(
   `^(${NAME})\\s*(=|<>|!=|>=|<=|>|<|IS NOT DISTINCT FROM|IS DISTINCT FROM)\\s*(${VALUE})$`,
   "i",
 );
+const LITERAL = new RegExp(VALUE, "gi");
+const IN = new RegExp(`^(${NAME})\\s+IN\\s+\\(((?:${VALUE})(?:\\s*,\\s*(?:${VALUE}))*)\\)$`, "i");
 const MISSING = new RegExp(`^(${NAME})\\s+IS\\s+(NOT\\s+)?NULL$`, "i");
 
 /**
@@ -134,6 +136,7 @@ export function label(term: string): string {
   const slowest = /^duration_ms > CASE (?:CAST\()?"?([^"\s]+?)"?(?: AS VARCHAR\))? WHEN .* END$/s.exec(term.trim());
   if (slowest) return `slowest of each ${slowest[1]?.replace(/_name$/, "")}`;
   const text = unwrap(term);
+  if (/^error_fingerprint = '(?:[^']|'')*'$/i.test(text)) return SAME_ERROR;
   const missing = MISSING.exec(text);
   if (missing) return `${bare(missing[1] ?? "")} ${missing[2] ? "exists" : "is missing"}`;
   const comparison = COMPARISON.exec(text);
@@ -147,6 +150,8 @@ export function label(term: string): string {
   if (not) return `not ${not[1]}`;
   const other = /^\((.*)\) IS NOT TRUE$/is.exec(text)?.[1];
   if (other) return `not (${label(other)})`;
+  const values = IN.exec(text);
+  if (values) return `${bare(values[1] ?? "")}=${(values[2] ?? "").match(LITERAL)?.map(bare).sort().join(" or ")}`;
   const stages = /^pipeline_run_id in \(select pipeline_run_id from stages where (.*)\)$/is.exec(text);
   if (stages?.[1]) return stageLabel(splitTerms(stages[1]));
   return text;
@@ -158,11 +163,22 @@ function rounded(name: string, typed: string): string {
   return isLong ? measured(name, Number(typed)) : bare(typed);
 }
 
-/** Return a short text for a condition on a stage of a run: `llm/status=FAIL`. */
+/** The words for a fingerprint, which means nothing to a person. */
+export const SAME_ERROR = "the same error";
+
+/** Return a short text for a condition on a stage of a run: `llm/status=FAIL`, "llm failed with ValueError (ask)". */
 function stageLabel(terms: string[]): string {
-  const name = terms.map((term) => /^stage_name = ('(?:[^']|'')*')$/.exec(term)?.[1]).find(Boolean);
+  const valueOf = (field: string) => {
+    const found = terms.map((term) => COMPARISON.exec(term)).find((each) => each?.[1] === field && each[2] === "=");
+    return found?.[3] ? bare(found[3]) : undefined;
+  };
+  const stage = valueOf("stage_name") ?? "a stage";
+  const error = valueOf("error_fingerprint") !== undefined ? SAME_ERROR : valueOf("error_type");
+  if (valueOf("status") === "FAIL" && error && terms.length <= 4) {
+    const pipeline = valueOf("topology");
+    return `${stage} failed with ${error}${pipeline ? ` (${pipeline})` : ""}`;
+  }
   const others = terms.filter((term) => !/^stage_name = '|^status <> 'RETRY'$/.test(term)).map(label);
-  const stage = name ? bare(name) : "a stage";
   return others.length ? others.map((each) => `${stage}/${each}`).join(", ") : `with ${stage}`;
 }
 

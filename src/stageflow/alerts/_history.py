@@ -38,11 +38,11 @@ def alert_history(
 ) -> list[IncidentRecord]:
     """Return current and past incidents, newest first.
 
-    The history contains at most 500 ended incidents of the last 90 days.
+    The history contains at most 500 ended incidents from the last 90 days.
 
     Args:
         journal: Directory of the journal.
-        state: File of the alert state; default `alerts.json` in the directory of the journal.
+        state: File of the alert state; default `alerts.json` in the journal directory.
         rule: Only incidents of the rule with this name; default all.
         since: Timezone-aware; only incidents that had not ended before this time. Default all.
         until: Timezone-aware; only incidents that fired before this time. Default all.

@@ -36,7 +36,7 @@ class AlertLoop:
         store: The store, or the directory of a journal.
         rules: The rules and receivers, or a TOML file.
         every: Seconds from the start of one evaluation to the start of the next; default 60.
-        state: File for the state; default `alerts.json` in the directory of the journal.
+        state: File for the state; default `alerts.json` in the journal directory.
         on_run: Called after each evaluation with its result; default None.
 
     Attributes:

@@ -318,8 +318,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
         events: Number of events that they represent, by their `sample_rate`.
         noun: Noun for the events: "runs".
         window: The time window.
-        selection: SQL predicate over the view `runs` for the affected runs; None if there are none.
-        rest: SQL predicate over the view `runs` for the runs to compare them with.
+        selection: SQL predicate over the `runs` view for the affected runs; None if there are none.
+        rest: SQL predicate over the `runs` view for the runs to compare them with.
         runs: Ids of affected runs, if the rule determines them itself.
         notes: Additional lines for the notification.
         subjects: What the rule fires about, if each needs a notification: errors. While the alert fires, a

@@ -649,8 +649,8 @@ _PARAMETER = re.compile(r"\$(since|now)\b")
 class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
     """Fires if a query over `runs`, `stages` and `events` returns more than a number of rows.
 
-    `$now` and `$since` are the bounds of the window. The notification contains the first rows; the column
-    `pipeline_run_id` identifies the affected runs. `pipeline` and `stage` have no effect.
+    `$now` and `$since` are the bounds of the window. The notification contains the first rows; the
+    `pipeline_run_id` column identifies the affected runs. `pipeline` and `stage` have no effect.
 
     Attributes:
         sql: The query, in DuckDB's SQL.

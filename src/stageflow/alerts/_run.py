@@ -108,7 +108,7 @@ def run_alerts(
     Args:
         store: The store.
         rules: The rules and receivers.
-        state: File for the state; default `alerts.json` in the directory of the journal.
+        state: File for the state; default `alerts.json` in the journal directory.
         now: The current time, timezone-aware; default that of the clock.
 
     Returns:

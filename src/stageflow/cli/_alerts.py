@@ -64,7 +64,7 @@ StateOption = Annotated[
         "--state",
         metavar="FILE",
         show_default=False,
-        help="File for the state. Defaults to alerts.json in the directory of the journal.",
+        help="State file. Defaults to alerts.json in the journal directory.",
     ),
 ]
 _DEFAULT_RULES = Path("alerts.toml")
@@ -303,7 +303,7 @@ def history(
 ) -> None:
     """Show current and past incidents, newest first.
 
-    The history contains at most 500 ended incidents of the last 90 days, also of rules that were removed.
+    The history contains at most 500 ended incidents from the last 90 days, including those of removed rules.
 
     - `stageflow alerts history`
 

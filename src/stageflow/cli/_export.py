@@ -45,7 +45,7 @@ UrlsArgument = Annotated[
     typer.Argument(
         metavar="[URL]...",
         show_default=False,
-        help="Target URLs. Defaults to STAGEFLOW_EXPORT, or the setting `export` in pyproject.toml.",
+        help="Target URLs. Defaults to STAGEFLOW_EXPORT, or the `export` setting in pyproject.toml.",
     ),
 ]
 UrlEnvOption = Annotated[
@@ -161,7 +161,7 @@ def status(
 ) -> None:
     """Show the lag, the counters and the last error of each exporter that has run for a journal.
 
-    `lag` is the number of events that have not been exported yet, `oldest` the age of the oldest of them.
+    `lag` is the number of events that have not been exported yet, and `oldest` is the age of the oldest one.
     `waiting` is the number of rejected events that `stageflow export retry` sends again, and `missed` the
     number of events that retention deleted before they were exported.
 

@@ -23,7 +23,7 @@ def init(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Directory of the project; created if it does not exist.", show_default=False
+            metavar="DIR", help="Project directory; created if it does not exist.", show_default=False
         ),
     ],
 ) -> None:

@@ -180,7 +180,7 @@ def doctor(
 
     The exit code is 1 if something needs attention. Without `--repair` the command changes nothing. With it,
     the command deletes no data: it keeps damaged lines and files of the journal in `broken/`, and damaged
-    files of the archive in its directory `_stageflow/`.
+    files of the archive in its `_stageflow/` directory.
 
     - `stageflow doctor`
 

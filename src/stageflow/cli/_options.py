@@ -448,7 +448,7 @@ HtmlOption = Annotated[
         metavar="FILE",
         dir_okay=False,
         show_default=False,
-        help="Write a self-contained HTML page to this file. Requires the extra `ui`.",
+        help="Write a self-contained HTML page to this file. Requires the `ui` extra.",
     ),
 ]
 
@@ -458,7 +458,7 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
     """Open the store over a journal and its archive; show a progress bar while it archives a backlog.
 
     Raises:
-        JournalNotFoundError: The directory of the journal does not exist.
+        JournalNotFoundError: The journal directory does not exist.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
     """
     from ..store import EventStore
@@ -481,7 +481,7 @@ def pinned_store(journal: Path | None, archive: str | None) -> Generator[PinnedS
     """Open one state of a journal and its archive.
 
     Raises:
-        JournalNotFoundError: The directory of the journal does not exist.
+        JournalNotFoundError: The journal directory does not exist.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
     """
     from ..store import PinnedStore

@@ -92,7 +92,7 @@ def print_text(text: str, *, err: bool = False) -> None:
 
 
 def is_interactive(terminal: Console) -> bool:
-    """Return whether a console writes to a terminal, also if `FORCE_COLOR` requests colors for a pipe."""
+    """Return whether a console writes to a terminal, even if `FORCE_COLOR` requests colors for a pipe."""
     try:
         return terminal.file.isatty()
     except ValueError:  # the file is closed

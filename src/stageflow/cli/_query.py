@@ -30,7 +30,7 @@ def query(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Run an SQL query over the views `runs`, `stages` and `events`, in DuckDB's dialect.
+    """Run an SQL query over the `runs`, `stages` and `events` views, in DuckDB's dialect.
 
     The query can read only these views. It runs in a separate process that is killed when the time limit
     expires, and that can use at most 3 GB of memory and 10 GB of temporary files. Quote the names of

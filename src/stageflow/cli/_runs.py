@@ -58,7 +58,7 @@ def show(
         typer.Argument(
             metavar="RUN",
             show_default=False,
-            help="Id of the run, of its request, session, user or org, or a unique prefix."
+            help="Run id or a unique prefix of it, or the id of a request, session, user or org."
             " Defaults to `last`.",
         ),
     ] = "last",

@@ -277,7 +277,7 @@ _NO_OP = DELIVERY.sink
 def set_event_sink(sink: EventSink | Any) -> None:
     """Set the global sink, which receives the events of every emitter without its own sink.
 
-    The change takes effect with the next event, also for existing graphs and runs in progress.
+    The change takes effect with the next event, even for existing graphs and runs in progress.
 
     Raises:
         TypeError: The object has neither `emit` nor `try_emit`.

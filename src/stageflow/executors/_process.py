@@ -134,7 +134,7 @@ class ProcessExecutor(Executor):
             raise SystemExit("a stage was started while a worker imported the main module of the program")
         with self._lock:
             if self._closed:
-                raise ClosedError("the ProcessExecutor is closed", hint="create another one")
+                raise ClosedError("the ProcessExecutor is closed", hint="create a new one")
             pool = self._pool
             if pool is None or pool.process_id != os.getpid():  # a forked child starts its own workers
                 pool = self._pool = _Pool(self.workers, self.max_tasks_per_worker, self.start_timeout)
@@ -277,7 +277,7 @@ class _Pool:
                 self._assigned.put(session)
                 return
             if self._closed:
-                raise ClosedError("the ProcessExecutor is closed", hint="create another one")
+                raise ClosedError("the ProcessExecutor is closed", hint="create a new one")
             self._waiting.append(session)
             if len(self._slots) == self._size:
                 return

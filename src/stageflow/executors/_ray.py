@@ -168,7 +168,7 @@ class RayExecutor(Executor):
 
     def open(self, call: Call) -> _Session:
         if self._closed:
-            raise ClosedError("the RayExecutor is closed", hint="create another one")
+            raise ClosedError("the RayExecutor is closed", hint="create a new one")
         session = _Session(call, asyncio.get_running_loop(), self)
         _driver().call(partial(self._submit, session))
         return session

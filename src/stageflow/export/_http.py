@@ -66,7 +66,7 @@ class HttpExporter(Exporter):
 
     Raises:
         InvalidArgumentError: The URL, the name or the timeout is invalid.
-        MissingExtraError: The packages of the extra `export` are not installed.
+        MissingExtraError: The packages of the `export` extra are not installed.
 
     Example:
         HttpExporter("https://collector.example/events", secret_env="EXPORT_SECRET")

@@ -38,7 +38,7 @@ class KafkaExporter(Exporter):
 
     Raises:
         InvalidArgumentError: An argument or the variable is invalid.
-        MissingExtraError: The packages of the extra `kafka` are not installed.
+        MissingExtraError: The packages of the `kafka` extra are not installed.
 
     Example:
         KafkaExporter("kafka://broker.example:9092/events", config={"security.protocol": "SSL"})

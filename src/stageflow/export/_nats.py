@@ -43,7 +43,7 @@ class NatsExporter(Exporter):
 
     Raises:
         InvalidArgumentError: An argument is invalid.
-        MissingExtraError: The packages of the extra `nats` are not installed.
+        MissingExtraError: The packages of the `nats` extra are not installed.
 
     Example:
         NatsExporter("nats://nats.example:4222/EVENTS")

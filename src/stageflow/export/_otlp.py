@@ -49,7 +49,7 @@ class OtlpExporter(Exporter):
         name: Name of the exporter; default one that is derived from the URL.
         headers_env: Environment variable with additional headers; default `OTEL_EXPORTER_OTLP_HEADERS`, if it
             is set.
-        encoding: "protobuf", which requires the extra `otlp`, or "json". Default: that of
+        encoding: "protobuf", which requires the `otlp` extra, or "json". Default: that of
             `OTEL_EXPORTER_OTLP_PROTOCOL`, otherwise "protobuf".
         logs: Whether to send log records; default True. Some backends accept only spans. With False, custom
             events and amendments are not sent, but count as sent.
@@ -61,7 +61,7 @@ class OtlpExporter(Exporter):
 
     Raises:
         InvalidArgumentError: An argument or variable is invalid, or there is no URL.
-        MissingExtraError: The packages of the extra `export`, or `otlp` for protobuf, are not installed.
+        MissingExtraError: The packages of the `export` extra, or `otlp` for protobuf, are not installed.
 
     Example:
         OtlpExporter("https://collector.example:4318", headers_env="COLLECTOR_HEADERS")

@@ -1,4 +1,4 @@
-"""The tables and views in PostgreSQL: one append-only table of events, and the views `runs` and `stages`."""
+"""The tables and views in PostgreSQL: one append-only table of events, and the `runs` and `stages` views."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ class _SegmentScan(Struct):
 
 
 def _scan_segment(segment: Segment) -> _SegmentScan:
-    """Check every line of a segment. Offsets are those in the file, also for a pruned segment."""
+    """Check every line of a segment. Offsets are those in the file, even for a pruned segment."""
     found = _SegmentScan(0, [], None, False)
     with open_segment(segment) as file:
         pruned = segment.pruned or not is_regular(segment.path)

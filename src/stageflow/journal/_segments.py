@@ -326,7 +326,7 @@ def read_chunk(segment: Segment, offset: int) -> Chunk:
     """Return complete lines, starting at `offset`.
 
     The chunk has a few megabytes, and at least one line if there is one. Offsets are those of the original
-    segment, also if it was pruned.
+    segment, even if it was pruned.
 
     Raises:
         FileNotFoundError: The segment was deleted.

@@ -169,7 +169,7 @@ class SegmentWriter:
     """One writer of a journal. It is not thread-safe; its owner serializes the calls.
 
     Attributes:
-        directory: The directory of the journal.
+        directory: The journal directory.
         name: Name of the writer.
         file: The segment that is written to, or None.
         unsynced: True if something was written since the last sync.

@@ -75,7 +75,7 @@ class Answers:
         """The store, opened on first use: the journal may not exist when the server starts.
 
         Raises:
-            JournalNotFoundError: The directory of the journal does not exist.
+            JournalNotFoundError: The journal directory does not exist.
         """
         with self._opening:
             if self._store is None:

@@ -45,7 +45,7 @@ def defaults() -> Defaults:
 
 
 def use_defaults(new: Defaults) -> Defaults:
-    """Replace the settings, also for graphs that are already built, and return the previous ones."""
+    """Replace the settings, including those of existing graphs, and return the previous ones."""
     global _defaults
     before, _defaults = _defaults, new
     for listener in _listeners:

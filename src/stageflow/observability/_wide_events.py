@@ -296,7 +296,7 @@ def _fingerprint_of_run(
         run: The results.
         summaries: The summaries of its stages, whose errors are sanitized.
         error: The sanitized error of the run.
-        reason: The sanitized reason of its end.
+        reason: The sanitized reason for its end.
     """
     failed = run.first_failed_stage
     if run.outcome == "failed" and failed is not None and failed in run:

@@ -1,7 +1,7 @@
 """Compares the annotations of functions that are connected: what one returns, and what the other accepts.
 
 The comparison is conservative: a pair that cannot be decided is accepted. Classes are compared without
-additional packages; other types, such as `list[int]` and unions, require the extra `types` (beartype).
+additional packages; other types, such as `list[int]` and unions, require the `types` extra (beartype).
 """
 
 from __future__ import annotations

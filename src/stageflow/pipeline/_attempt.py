@@ -209,6 +209,7 @@ class Attempt:
         try:
             return self._variables.run(method, *args)
         finally:
+            args = ()  # an exception in it refers to this frame from Python 3.13 on; avoid a reference cycle
             took = self._now() - began
             if took > self.blocked:
                 self.blocked = took

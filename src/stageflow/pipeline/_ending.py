@@ -19,7 +19,7 @@ class Ending(Struct, frozen=True):
 
     Attributes:
         outcome: The outcome of the run.
-        reason: The reason of the stages that are cancelled.
+        reason: The reason for which stages are cancelled.
         error: The error of the run as text.
         exception: The exception of the run.
         over_budget: The number of the stage with which the run exceeded its budget: it fails with

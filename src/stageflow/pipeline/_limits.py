@@ -112,7 +112,7 @@ class Permit:
         """
         loop = self._loop()
         if loop is None:
-            raise RuntimeError("the event loop is gone")
+            raise RuntimeError("the event loop no longer exists")
         loop.call_soon_threadsafe(self._notify_now)
 
     def _notify_now(self) -> None:

@@ -142,8 +142,8 @@ class Scheduler:
         """Run all stages and return their results; see `StageGraph.run`.
 
         Args:
-            cancelled_by: The reason of the run if its caller is cancelled; the message of the cancellation
-                is appended.
+            cancelled_by: The reason for the end of the run if its caller is cancelled; the message of the
+                cancellation is appended.
         """
         if self.deadline is not None:
             self._timers["deadline"] = self.loop.call_later(self.deadline, self._deadline_passed)

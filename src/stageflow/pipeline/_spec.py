@@ -66,7 +66,7 @@ class Entry(Struct, frozen=True):
 
 
 def class_of(runner: Any) -> type | None:
-    """Return the class that a runner is, also for a generic alias such as `Load[int]`; otherwise None."""
+    """Return the class that a runner is, including a generic alias such as `Load[int]`; otherwise None."""
     if inspect.isclass(runner):
         return runner
     origin = typing.get_origin(runner)

@@ -32,7 +32,7 @@ _MAX_PREDICATE = 200
 """Maximum length of a predicate on a terminal."""
 
 _DIFFERENT = 0.05
-"""The time of the runs with the first difference is shown if its share differs by at least this much."""
+"""The share among the runs with the first difference is shown if it differs by at least this much."""
 
 _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
@@ -80,7 +80,10 @@ def draw_explanation(explanation: ExplanationRecord, *, width: int | None) -> Re
         if first[0].run_ids:
             lines.append(Text(f"stageflow show {on_one_line(first[0].run_ids[0])}", style=QUIET))
     elif explanation.sql is not None:
-        lines += ["", *_next(f"the clusters with most {explanation.selected_are}", explanation.sql, width)]
+        lines += [
+            "",
+            *_next(f"the clusters with the most {explanation.selected_are}", explanation.sql, width),
+        ]
     return Group(*lines)
 
 
@@ -160,18 +163,21 @@ def _of_clusters(explanation: ExplanationRecord, clusters: int, users: int | Non
 
 def _location(location: Location) -> Text:
     text = Text("where  ", style=QUIET)
-    share = f"{percent(location.share)} of the "
+    share = percent(location.share)
     if location.what == "failed":
         where = on_one_line(location.stage) if location.stage is not None else "the run"
         error = f" with {on_one_line(location.error_type)}" if location.error_type else ""
-        text.append(f"{where} failed{error}: {share}failures", style="")
+        text.append(f"{where} failed{error}: {share} of the failures", style="")
+        if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
+            text.append(f"; {percent(location.cause_share)} of those with difference 1", style="")
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
     times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"
     if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
-        times += f": {share}excess time; {percent(location.cause_share)} in the runs with difference 1"
+        times += f": {percent(location.cause_share)} of the excess time of the runs with difference 1"
+        times += f"; {share} of all excess time"
     else:
-        times += f": {share}excess time"
+        times += f": {share} of the excess time"
     text.append(f"{on_one_line(location.stage)} {verb} {times}", style="")
     return text
 
@@ -241,6 +247,9 @@ def _is_slow(explanation: ExplanationRecord, differences: Sequence[Difference]) 
 
 def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
     parts = []
+    if one.same_time_share is not None:
+        others = f"{percent(one.same_time_share)} of the other {explanation.over} from that time also match"
+        parts.append(f"due to the time of the selection: {others}")
     if one.verdict != "independent":
         other = labels.get(one.relates_to or "") or on_one_line(one.relates_to)
         parts.append(
@@ -260,7 +269,8 @@ def _note(explanation: ExplanationRecord, one: Difference, labels: dict[str, str
         if _is_slow(explanation, [one]):
             parts.append(f"q {_q(one.q_value)}")
         if one.varies is not None:
-            parts.append(f"the effect differs with {labels.get(one.varies) or on_one_line(one.varies)}")
+            other = labels.get(one.varies) or on_one_line(one.varies)
+            parts.append(f"its effect depends on whether {other} matches too")
     if one.synonyms:
         named = [on_one_line(synonym) for synonym in one.synonyms]
         more = len(named) - _MAX_NAMES
@@ -313,7 +323,7 @@ def _compared(explanation: ExplanationRecord) -> Text:
     )
     if explanation.cluster is not None:
         cluster = on_one_line(explanation.cluster)
-        text += f"; runs of the same {cluster} depend on each other"
+        text += f"; runs with the same {cluster} depend on each other"
         text += f" (design effect {explanation.design_effect:.1f})"
     return Text(text, style=QUIET)
 

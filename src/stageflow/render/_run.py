@@ -715,7 +715,7 @@ def _item_notes(items: Record) -> Iterator[Text]:
         yield Text(visible(f"item {failure['key']}: {error}"), style=BAD)
     if failed > len(failures):
         yield Text(
-            f"and {failed - len(failures):,} more failed items; the view `items` has all of them", style=QUIET
+            f"and {failed - len(failures):,} more failed items; the `items` view has all of them", style=QUIET
         )
 
 

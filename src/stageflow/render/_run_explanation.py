@@ -68,7 +68,7 @@ def _heading(explanation: RunExplanationRecord) -> Text:
         represented = f" that represent {peers.count:,.0f}" if round(peers.count) != peers.rows else ""
         runs = "run" if peers.rows == 1 else "runs"
         text.append(
-            f"; compared with {peers.rows:,} other {runs} of this pipeline{represented}, which ended OK",
+            f"; compared with {peers.rows:,} other {runs} of this pipeline{represented} with outcome ok",
             style=QUIET,
         )
     return text

@@ -104,7 +104,7 @@ def _table(first: str, headings: Iterable[str]) -> Table:
 
 
 _SHORTEST_ID = 18
-"""Characters of a UUIDv7 that encode its creation time, to a fraction of a microsecond; rarely shared."""
+"""Number of characters of a UUIDv7 that encode its creation time; ids rarely share such a prefix."""
 
 
 def draw_runs(runs: Sequence[Record], *, width: int | None) -> RenderableType:
@@ -204,7 +204,7 @@ def _stages(run: Record) -> str:
 
 
 def _reductions(runs: Sequence[Record]) -> list[Callable[[dict[str, Column]], Any]]:
-    """Return functions that make the table narrower, the least important columns first."""
+    """Return functions that make the table narrower, starting with the least important columns."""
 
     def omit_year(columns: dict[str, Column]) -> None:
         cells = [Text(f"{run['started_at'][5:19].replace('T', ' ')}Z") for run in runs]

@@ -35,6 +35,7 @@ from ._columns import (
     text as text,
 )
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
+from ._compared import time_range as time_range
 from ._comparison import Comparison, Side, SlowRecord
 from ._decider import Decider as Decider
 from ._decisions import Decision as Decision, Decisions as Decisions, SamplingCounts
@@ -56,7 +57,7 @@ from ._explain._selected import (
     select as select,
 )
 from ._field_names import SYNONYMS as SYNONYMS
-from ._findings import OverviewFinding, time_range as time_range
+from ._findings import OverviewFinding
 from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked

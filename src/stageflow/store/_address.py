@@ -31,7 +31,7 @@ CURSOR = "archive"
 """Name of the cursor of the archive in the journal."""
 
 DEFAULT_FOLDER = "archive"
-"""Default directory of the archive, in the directory of the journal."""
+"""Default directory of the archive, in the journal directory."""
 
 ADDRESS_FILE_NAME = "archive.json"
 
@@ -44,9 +44,9 @@ ADDRESS_FILE = StateFile(
     ADDRESS_FILE_NAME,
     _StoredAddress,
     "specify the address of the archive again with `stageflow compact --archive ADDRESS`,"
-    f" or delete the file if the archive is in `{DEFAULT_FOLDER}`, in the directory of the journal",
+    f" or delete the file if the archive is in `{DEFAULT_FOLDER}`, in the journal directory",
     after="specify the address of the archive again with `stageflow compact --archive ADDRESS`,"
-    f" unless it is in `{DEFAULT_FOLDER}`, in the directory of the journal",
+    f" unless it is in `{DEFAULT_FOLDER}`, in the journal directory",
 )
 
 
@@ -112,7 +112,7 @@ def check_exists(archive: Archive, journal: str) -> None:
 
 
 def store_address(journal: str, address: str) -> None:
-    """Store the address of a journal's archive in the directory of the journal.
+    """Store the address of a journal's archive in the journal directory.
 
     Credentials are not stored; they are read from the environment.
 

@@ -345,7 +345,7 @@ def attribute_values(attributes: Attributes, entries: str, kinds: Kinds | None =
 
 
 def rest_column(others: str, attributes: Attributes, entries: str, kinds: Kinds | None = None) -> str:
-    """Return the SQL expression of the column `rest`: all values that are in no column, as JSON, or null.
+    """Return the SQL expression of the `rest` column: all values that are in no column, as JSON, or null.
 
     Args:
         others: SQL expression of the keys other than attributes, as a JSON object, or null.

@@ -88,9 +88,9 @@ class Maintenance(Struct, frozen=True, kw_only=True):
         archive: The archive.
         database: The database in which files are merged.
         local: The local paths of the archive's files.
-        max_age: Seconds after which events are dropped, in whole days; None to keep them.
+        max_age: Maximum age of events in seconds; only whole days are dropped. None to keep all events.
         max_bytes: Maximum size of the events; beyond it, the oldest days are dropped. None for no limit.
-        counts_max_age: Seconds after which exact counts are dropped; None to keep them.
+        counts_max_age: Maximum age of exact counts in seconds; None to keep all counts.
         target_bytes: Approximate size up to which small files are merged.
     """
 
@@ -104,7 +104,7 @@ class Maintenance(Struct, frozen=True, kw_only=True):
     target_bytes: int
 
     def run(self) -> tuple[int, int]:
-        """Merge small files and drop expired rows; return the number of merged files and dropped rows.
+        """Merge small files and drop expired rows; return the numbers of merged files and dropped rows.
 
         Raises:
             OSError: The archive cannot be written.
@@ -208,16 +208,17 @@ class Compactor:
     Args:
         journal: Directory of the journal.
         archive: Address of the archive: a directory, or "s3://bucket/events"; default the current archive
-            of the journal, or `archive` in its directory. The journal stores it with the first commit. For a
-            journal whose events are in another archive, see `move_archive` and `forget_archive`.
+            of the journal, or `archive` in its directory. The journal stores the address with the first
+            commit. For a journal whose events are in another archive, see `move_archive` and
+            `forget_archive`.
         storage_options: Options for object storage; see `EventStore`.
         keep_seconds: Minimum time in seconds that a segment stays in the journal after the last write to it;
             default 600. It stays longer if a named reader has not read it yet.
-        max_age: Seconds after which events are dropped from the archive, in whole days; default None, to
-            keep them.
+        max_age: Maximum age of archived events in seconds; only whole days are dropped. Default None, to
+            keep all events.
         max_bytes: Maximum size of the archive; beyond it, the oldest days are dropped. Default None, for no
             limit.
-        counts_max_age: Seconds after which the exact counts are dropped; default None, to keep them.
+        counts_max_age: Maximum age of the exact counts in seconds; default None, to keep all counts.
         sampler: Selects the runs to keep; default None, for all.
         max_attributes: Maximum number of attributes that have separate columns; default 256. Others are
             stored in `rest`, as JSON.
@@ -326,7 +327,7 @@ class Compactor:
         """Make an archive readable again after a machine crash; `compact` calls this method.
 
         Returns:
-            New paths of incomplete files at the end of the log, which were moved to `_stageflow`.
+            The new paths of incomplete files at the end of the log that were moved to `_stageflow`.
 
         Raises:
             ArchiveDamagedError: A file that was already synced to disk is damaged.
@@ -393,7 +394,7 @@ class Compactor:
         }
         return lambda writer, after, last: segments.get(writer, set()).issuperset(range(after + 1, last + 1))
 
-    # ------------------------------------------------------------ into the archive
+    # ------------------------------------------------------------ archiving segments
 
     def _archive_all(self, progress: Progress) -> tuple[int, int, int]:
         if self._sampler is None:
@@ -486,7 +487,7 @@ class Compactor:
             known = load_cursor(self.journal, CURSOR)
         except ValueError:  # damaged; the archive has the same information
             known = None
-        # Write it even if nothing is archived: otherwise retention would delete segments only by their age.
+        # Write it even if nothing is archived: otherwise retention would delete segments by age alone.
         if known is None or positions != known.positions:
             store_cursor(
                 self.journal,

@@ -1,4 +1,4 @@
-"""Built-in queries for the slowest runs, and comparisons."""
+"""Built-in queries: the slowest runs or stages, and the comparison of two selections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SlowRecord(Struct, frozen=True):
         status: The status of a stage, or the outcome of a run.
         duration_ms: Duration in milliseconds.
         stage_ms: Milliseconds from when `stage` was ready until it ended.
-        queue_ms: Milliseconds that a stage was ready and waited; None for runs.
+        queue_ms: Milliseconds that a stage waited after it was ready; None for runs.
         attempts: Number of attempts of a stage; None for runs.
         started_at: When the run or stage started.
         user_id: The user of the run.
@@ -112,9 +112,9 @@ class Comparison(Struct, frozen=True):
         stage: Name of the stage; None for whole runs.
         before: The first selection.
         after: The second selection.
-        q_failures: Probability that the failure rates differ by chance (Fisher's exact test), corrected for
-            all comparisons (Benjamini-Hochberg); None if one side has no rows.
-        q_durations: The same for durations (Mann-Whitney U test).
+        q_failures: The q-value of the difference between the failure rates: the p-value of Fisher's exact
+            test, corrected for all comparisons (Benjamini-Hochberg); None if one side has no rows.
+        q_durations: The q-value of the difference between the durations (Mann-Whitney U test).
     """
 
     pipeline: str
@@ -127,7 +127,7 @@ class Comparison(Struct, frozen=True):
 
 class _Group(NamedTuple):
     side: Side
-    rated: int  # number of rows that count in the failure rate
+    rated: int  # number of rows that the failure rate includes
     durations: Sequence[float]
 
 
@@ -137,7 +137,7 @@ _Name = tuple[str, str]
 def compare(
     connection: DuckDBPyConnection, before: str, after: str, over: Over, *, weighted: bool
 ) -> list[Comparison]:
-    """Compare each stage or pipeline between two selections; most significant changes first.
+    """Compare each stage or pipeline between two selections, and return the most significant changes first.
 
     Args:
         connection: The connection with the views.

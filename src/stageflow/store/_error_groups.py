@@ -55,7 +55,7 @@ class ErrorGroup(Struct, frozen=True):
             is that of the filter; by default, it starts with the first failure of any group and ends now.
         is_new: True if the failure first occurred in the period, and not in the 30 days before it; without a
             start of the period, in the last quarter of the record. If less time is recorded, its first
-            quarter counts as the time before.
+            quarter counts as the baseline.
         messages: Number of different messages.
     """
 
@@ -151,7 +151,7 @@ class _Known(Struct, frozen=True):
 
     @classmethod
     def before(cls, connection: DuckDBPyConnection, since: str | None, until: str | None) -> _Known:
-        """Return the time before a period, or the first part of the record."""
+        """Return the baseline of a period: the time before it, or the first part of the record."""
         start = baseline(since)
         limits = [f"started_at >= {text(start)}::timestamptz"] if start is not None else []
         limits += [f"started_at < {text(until)}::timestamptz"] if until is not None else []

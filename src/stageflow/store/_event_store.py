@@ -157,9 +157,9 @@ class EventStore:
         timeout: float | None = None,
         since: datetime | None = None,
     ) -> Rows:
-        """Execute one query over the views `runs`, `stages` and `events`.
+        """Execute one query over the `runs`, `stages` and `events` views.
 
-        The query can read only these views: no files, settings or network. The column `failed` is true for
+        The query can read only these views: no files, settings or network. The `failed` column is true for
         runs and stages that count as failures, null for those that failure rates exclude, otherwise false.
 
         Args:
@@ -693,7 +693,7 @@ class EventStore:
         )
 
     def explain_run(self, run: str | RunRecord = "last", filter: RunFilter | None = None) -> RunExplanation:
-        """Return how one run differs from its peers: runs of the same pipeline that ended OK.
+        """Return how one run differs from its peers: runs of the same pipeline with the outcome `ok`.
 
         The peers are the newest 25,000. The run itself can have any outcome, and need not have ended.
 

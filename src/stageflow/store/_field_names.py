@@ -61,8 +61,8 @@ def similar_field(name: str, known: Collection[str]) -> str | None:
         near += _shortest_first(field for field in by_lower_case if field.startswith(f"{wanted}_"))
     if near:
         return by_lower_case[near[0]]
-    # The name of an attribute is compared without its prefix too.
-    candidates = {field.removeprefix(ATTRIBUTE): field for field in by_lower_case} | {
+    # The name of an attribute is compared without its prefix and its stage too.
+    candidates = {field.rpartition(ATTRIBUTE)[2]: field for field in reversed(by_lower_case)} | {
         field: field for field in by_lower_case
     }
     close = difflib.get_close_matches(wanted, candidates, n=1, cutoff=_LIKE)

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+import math
+from typing import Literal, Protocol
 
 from msgspec import Struct, structs
 
 from .._explained import Difference
 from .._quantities import duration, onset_text, percent
-from .._time import epoch_us, get_clock, rfc3339
+from .._time import epoch_us
 from ..journal import RunFilter
-from ._columns import text
+from ._columns import FAILED
+from ._compared import (
+    Compared,
+    Matches,
+    Rates,
+    Selected,
+    compare,
+    matches,
+    rates_around,
+    start_of_baseline,
+)
 from ._explain._explanation import Explanation
-from ._merge import count_if, percentiles, ranked
 from ._queries import Queries
-from ._selection import Over, condition
+from ._selection import Over
 from ._snapshot import Scope
 from ._statistics import Stat
 
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
-__all__ = [
-    "Compared",
-    "OverviewFinding",
-    "Selected",
-    "Statistics",
-    "compare_parts",
-    "find",
-    "findings_of",
-    "time_range",
-]
+__all__ = ["OverviewFinding", "Statistics", "find", "findings_of"]
 
 
 _MIN_FAILURES = 3
@@ -42,8 +40,11 @@ _MIN_RUNS = 20
 _NOTABLE = 1.5
 """A failure rate or a duration is notable if it is at least this multiple of the earlier one."""
 
+_STANDARD_DEVIATIONS = 3
+"""Minimum number of standard deviations by which a number of failures must exceed the expected number."""
+
 _MOST = 0.5
-"""Minimum share of the additional time of a stage to name it."""
+"""A finding names a stage if at least this share of the additional time is spent in it."""
 
 _HIGH_RATE = 0.05
 """A failure rate that is notable even if it has not changed."""
@@ -58,7 +59,7 @@ class OverviewFinding(Struct, frozen=True, kw_only=True):
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
         cause: The predicate of the runs that are affected more often than others; None if it is unknown.
-        since: When it started, RFC 3339; None if unknown. Findings about the same incident agree.
+        since: When it started, RFC 3339; None if unknown. It is the same for all findings about an incident.
         since_range: The earliest and the latest time at which it can have started; None if unknown.
     """
 
@@ -81,140 +82,27 @@ class Statistics(Protocol):
     def explain_slow(self, over: Over, filter: RunFilter, *, within: str | None) -> Explanation: ...
 
 
-class _Rates(Struct, frozen=True):
-    """Statistics of the runs in a time range.
-
-    Attributes:
-        count: Number of runs.
-        failed: Number of failures.
-        rated: Number of runs that failure rates include.
-        p95_ms: The 95th percentile of the duration in milliseconds; None without runs.
-        crashed: Number of crashed runs.
-    """
-
-    count: float
-    failed: float
-    rated: float
-    p95_ms: float | None
-    crashed: float
-
-    @property
-    def rate(self) -> float | None:
-        return self.failed / self.rated if self.rated else None
-
-
-class Selected(Struct, frozen=True):
-    """The runs of an overview."""
-
-    filter: RunFilter
-    where: str | None
-
-    def condition(self, *, since: str | None = None, until: str | None = None) -> str:
-        """Return the SQL condition of the runs, or of those that started between two times."""
-        found = condition("runs", self.filter, self.where)
-        found += f" and started_at >= {text(since)}::timestamptz" if since is not None else ""
-        return found + (f" and started_at < {text(until)}::timestamptz" if until is not None else "")
-
-
-class Compared(Struct, frozen=True):
-    """The last quarter of a time range, compared with the time before."""
-
-    first: str | None
-    last: str | None
-    since: str
-    until: str
-    middle: str
-    earlier: _Rates
-    recent: _Rates
-
-    @property
-    def can_judge_failures(self) -> bool:
-        """Whether there are enough failures for a finding."""
-        return self.earlier.failed + self.recent.failed >= _MIN_FAILURES
-
-    @property
-    def can_judge_durations(self) -> bool:
-        """Whether there are enough runs for a finding about durations."""
-        known = self.earlier.p95_ms is not None and self.recent.p95_ms is not None
-        return known and self.recent.count >= _MIN_RUNS
-
-
 def find(
     store: Statistics, queries: Queries, filter: RunFilter, where: str | None, *, explain: bool
 ) -> tuple[OverviewFinding, ...]:
-    """Return what is unusual; see `EventStore.findings`.
+    """Return the findings; see `EventStore.findings`.
 
     Raises:
         QueryError: The predicate is invalid.
     """
     selected = Selected(filter, where)
     compared = queries.run(
-        lambda cursor: compare_parts(cursor, queries.weighted, selected),
+        lambda cursor: compare(cursor, queries.weighted, selected),
         "findings",
         predicates=[where],
         over=["runs"],
-        scope=Scope.began_since(filter.since),
+        scope=Scope.began_since(start_of_baseline(filter)),
     )
     return findings_of(store, queries, selected, compared, explain=explain)
 
 
-def time_range(
-    rows: tuple[int | None, int | None], since_us: int | None, until_us: int | None
-) -> tuple[int, int]:
-    """Return the start and the end of a time range, in microseconds since the epoch.
-
-    Args:
-        rows: When the first and the last row started; None without rows.
-        since_us: The start; None for that of the rows.
-        until_us: The end; None for now, or without a start for that of the rows.
-    """
-    first, last = rows
-    now_us = get_clock().wall_ns() // 1000
-    if until_us is None:
-        # A range that starts at a relative time ends now, so that a period without runs is visible.
-        until_us = now_us if since_us is not None or last is None else last + 1
-    if since_us is None:
-        since_us = first if first is not None else until_us - 3_600_000_000
-    return since_us, max(until_us, since_us + 1)
-
-
-def compare_parts(cursor: DuckDBPyConnection, weighted: bool, selected: Selected) -> Compared:
-    """Return the statistics of the runs, and of the last quarter of the time range."""
-    ((first, last),) = cursor.execute(
-        f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from runs where {selected.condition()}"
-    ).fetchall()
-    times = selected.filter
-    since_us, until_us = time_range(
-        (first, last),
-        epoch_us(times.since) if times.since else None,
-        epoch_us(times.until) if times.until else None,
-    )
-    since, until = rfc3339(since_us), rfc3339(until_us)
-    middle = rfc3339(since_us + (until_us - since_us) * 3 // 4)
-    return Compared(
-        first=None if first is None else rfc3339(first),
-        last=None if last is None else rfc3339(last),
-        since=since,
-        until=until,
-        middle=middle,
-        earlier=_rates(cursor, weighted, selected.condition(since=since, until=middle)),
-        recent=_rates(cursor, weighted, selected.condition(since=middle)),
-    )
-
-
-def _rates(cursor: DuckDBPyConnection, weighted: bool, condition: str) -> _Rates:
-    rows = f"select * from runs where {condition}"
-    found = cursor.execute(f"""
-        select {count_if()}, {count_if("failed")}, {count_if("failed is not null")},
-            {percentiles((0.95,), weighted=weighted)}[1], {count_if("outcome = 'crashed'")}
-        from {ranked(rows, "duration_ms", [], weighted=weighted)}""").fetchone()
-    assert found is not None
-    count, failed, rated, p95, crashed = found
-    return _Rates(float(count), float(failed), float(rated), p95, float(crashed))
-
-
 class _Onset(Struct, frozen=True):
-    """When something started, and the range of this time."""
+    """When something started, and the range of times at which it can have started."""
 
     at: str
     within: tuple[str, str] | None
@@ -230,26 +118,104 @@ class _Onset(Struct, frozen=True):
         earliest, latest = self.within or (self.at, self.at)
         return epoch_us(earliest), epoch_us(latest)
 
-    def __str__(self) -> str:
-        return onset_text(self.at, self.within)
+    def is_after(self, time: str) -> bool:
+        return epoch_us(self.at) > epoch_us(time)
+
+    def text(self, compared: Compared) -> str:
+        before = "" if self.is_after(compared.since) else ", before the start of this time range"
+        return onset_text(self.at, self.within) + before
+
+
+class _Cause(Struct, frozen=True):
+    """What affected runs have in common.
+
+    Attributes:
+        difference: The difference.
+        matches: The runs of the time range that match it.
+        since: The onset, if `matches` contains only the runs since then; otherwise None.
+    """
+
+    difference: Difference
+    matches: Matches
+    since: str | None = None
+
+    def since_then(self, onset: _Onset | None) -> str:
+        """Return the time since which runs were counted, as a part of a sentence that may state the onset."""
+        if self.since is None:
+            return ""
+        return " since then" if onset is not None else f" {onset_text(self.since, None)}"
+
+    @property
+    def values(self) -> set[tuple[str, str]]:
+        """The values of its fields, without times."""
+        difference = self.difference
+        values = difference.value if difference.shape == "combination" else [difference.value]
+        return {
+            (field, repr(each))
+            for field, value in zip(difference.fields, values, strict=True)
+            if field != "started_at"
+            for each in (value if isinstance(value, list | tuple) else [value])
+        }
+
+    def rates(self, verb: str) -> str:
+        """Return the rates of the runs that match and of the others, as a part of a sentence."""
+        rate, other_rate = percent(self.matches.rate), self.matches.other_rate
+        if other_rate is None:
+            return f"{rate} of the matching runs {verb}; there are no others"
+        return f"{rate} of the matching runs {verb}, compared with {percent(other_rate)} of the others"
+
+    def text(self, onset: _Onset | None) -> str:
+        """Return its condition, without the time if the onset is known."""
+        difference = self.difference
+        if onset is None or not difference.parts:
+            return difference.description
+        parts = zip(difference.fields, difference.parts, strict=True)
+        return " and ".join(part for field, part in parts if field != "started_at")
 
 
 class _Explained(Struct, frozen=True):
     """Why runs fail, or are slow.
 
     Attributes:
-        explanation: The explanation; None if it was not requested.
-        cause: The first difference that is not only a time, if there is one.
+        explanation: The explanation of the range and its baseline; None if it was not requested.
+        cause: The first difference that is not a time and that still has an effect in the range.
         onset: When the runs became more frequent, if it is known.
     """
 
     explanation: Explanation | None = None
-    cause: Difference | None = None
+    cause: _Cause | None = None
     onset: _Onset | None = None
 
     @classmethod
-    def of(cls, explanation: Explanation) -> _Explained:
-        return cls(explanation, _cause(explanation), _Onset.of(explanation))
+    def of(
+        cls, queries: Queries, selected: Selected, compared: Compared, affected: str, explanation: Explanation
+    ) -> _Explained:
+        onset = _Onset.of(explanation)
+        causes = [each for each in explanation.differences if _is_possible(each)]
+        if not causes:
+            return cls(explanation, None, onset)
+        conditions = [each.condition for each in causes]
+        counted = matches(queries, selected, compared.since, affected, conditions)
+        of_range = [_Cause(*each) for each in zip(causes, counted, strict=True)]
+        # The runs of the explanation include earlier ones, so a cause may have ended before the range.
+        first = next((each for each in of_range if _has_effect(each.matches)), None)
+        if first is None or first is not of_range[0]:
+            return cls(explanation, first)  # the onset is that of the first difference
+        if onset is not None and onset.is_after(compared.since):
+            (since_onset,) = matches(queries, selected, onset.at, affected, conditions[:1])
+            # If all of these runs match, the effect is visible only in comparison with earlier runs.
+            if since_onset.matching < since_onset.count:
+                first = _Cause(causes[0], since_onset, onset.at)
+        return cls(explanation, first, onset)
+
+
+def _is_possible(difference: Difference) -> bool:
+    is_time = difference.shape in ("date", "hour", "weekday") or difference.fields == ("started_at",)
+    return not is_time and difference.verdict != "explained"
+
+
+def _has_effect(found: Matches) -> bool:
+    return found.both >= _MIN_FAILURES and found.rate >= _NOTABLE * (found.other_rate or 0.0)
 
 
 def findings_of(
@@ -257,10 +223,14 @@ def findings_of(
 ) -> tuple[OverviewFinding, ...]:
     """Return what is unusual, worst first; at least one finding."""
     failures = slow = _Explained()
-    if explain and compared.can_judge_failures:
-        failures = _Explained.of(store.explain(filter=selected.filter, within=selected.where))
-    if explain and compared.can_judge_durations:
-        slow = _Explained.of(store.explain_slow("runs", selected.filter, within=selected.where))
+    filter, within = selected.with_baseline(compared.before).filter, selected.where
+    if explain and _can_judge_failures(compared):
+        explanation = store.explain(filter=filter, within=within)
+        failures = _Explained.of(queries, selected, compared, FAILED, explanation)
+    if explain and _can_judge_durations(compared):
+        explanation = store.explain_slow("runs", filter, within=within)
+        slow = _Explained.of(queries, selected, compared, explanation.where, explanation)
+        failures = _with_cause_of_slow(queries, selected, compared, failures, slow)
     failures, slow = _agreed(failures, slow)
     found = [
         *_failures(queries, selected, compared, failures),
@@ -271,12 +241,37 @@ def findings_of(
     return tuple(found) or (_nothing_unusual(compared),)
 
 
-def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]:
-    """Return both with the more accurate onset, if they are about the same incident.
+def _can_judge_failures(compared: Compared) -> bool:
+    return compared.shown.failed >= _MIN_FAILURES
 
-    They are if their causes have a value in common, and their onsets can be the same.
+
+def _can_judge_durations(compared: Compared) -> bool:
+    known = compared.earlier.p95_ms is not None and compared.recent.p95_ms is not None
+    return known and compared.recent.count >= _MIN_RUNS
+
+
+def _with_cause_of_slow(
+    queries: Queries, selected: Selected, compared: Compared, failures: _Explained, slow: _Explained
+) -> _Explained:
+    """Return why runs fail: for the same reason as slow runs, if no other cause of the failures is known.
+
+    This is a single comparison, which requires far fewer failures than a search in all fields.
     """
-    if one.cause is None or other.cause is None or not _values(one.cause) & _values(other.cause):
+    if failures.cause is not None or slow.cause is None or not _can_judge_failures(compared):
+        return failures
+    since, difference = slow.cause.since, slow.cause.difference
+    (found,) = matches(queries, selected, since or compared.since, FAILED, [difference.condition])
+    if not _has_effect(found) or not _exceeds(found.both, (found.other_rate or 0.0) * found.matching):
+        return failures
+    return _Explained(failures.explanation, _Cause(difference, found, since), slow.onset)
+
+
+def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]:
+    """Return both with the more precise of their onsets, if they are about the same incident.
+
+    They are about the same incident if their causes share a value and the ranges of their onsets overlap.
+    """
+    if one.cause is None or other.cause is None or not one.cause.values & other.cause.values:
         return one, other
     known = [each.onset for each in (one, other) if each.onset is not None]
     if not known or max(each.range_us[0] for each in known) > min(each.range_us[1] for each in known):
@@ -285,52 +280,37 @@ def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]
     return structs.replace(one, onset=best), structs.replace(other, onset=best)
 
 
-def _values(difference: Difference) -> set[tuple[str, str]]:
-    """Return the values of the fields of a difference, without times."""
-    is_combination = difference.shape == "combination"
-    values = difference.value if is_combination else [difference.value]
-    return {
-        (field, repr(each))
-        for field, value in zip(difference.fields, values, strict=True)
-        if field != "started_at"
-        for each in (value if isinstance(value, list | tuple) else [value])
-    }
-
-
-def _cause(explanation: Explanation) -> Difference | None:
-    for difference in explanation.differences:
-        is_time = difference.shape in ("date", "hour", "weekday") or difference.fields == ("started_at",)
-        if not is_time and difference.verdict != "explained":
-            return difference
-    return None
-
-
 def _failures(
     queries: Queries, selected: Selected, compared: Compared, explained: _Explained
 ) -> list[OverviewFinding]:
-    if not compared.can_judge_failures:
+    if not _can_judge_failures(compared):
         return []
-    earlier, recent = compared.earlier, compared.recent
-    failed = earlier.failed + recent.failed
-    rate = failed / (earlier.rated + recent.rated)
+    earlier, recent, shown = compared.earlier, compared.recent, compared.shown
+    rate = shown.rate or 0.0
     onset, cause = explained.onset, explained.cause
     before = after = None
     if onset is not None:
-        before, after = (each.rate for each in _rates_around(queries, selected, compared.since, onset.at))
-    if before is not None and after is not None and after > 0 and after >= _NOTABLE * before:
-        sentence = f"The failure rate is {percent(after)}, up from {percent(before)}, {onset}"
+        before, after = (each.rate for each in rates_around(queries, selected, compared, onset.at))
+    is_higher = before is not None and after is not None and after > 0 and after >= _NOTABLE * before
+    if onset is not None and before is not None and after is not None and is_higher:
+        sentence = (
+            f"The failure rate has been {percent(after)}, up from {percent(before)}, {onset.text(compared)}"
+        )
         now, level_rate = after, after / before if before else _NOTABLE
     else:
         onset = None
-        sentence = f"{percent(rate)} of the runs fail ({failed:,.0f} of {earlier.count + recent.count:,.0f})"
-        now, level_rate = rate, _ratio(recent.rate, earlier.rate)
-        if level_rate >= _NOTABLE and recent.rate is not None and recent.failed >= _MIN_FAILURES:
-            sentence += f", and {percent(recent.rate)} in the last quarter of the time range"
-            now = recent.rate
+        sentence = f"{percent(rate)} of the runs fail ({shown.failed:,.0f} of {shown.count:,.0f})"
+        now, level_rate = rate, 1.0
+        if recent.rate is not None and _fails_more(recent, earlier):
+            now, level_rate = recent.rate, _ratio(recent.rate, earlier.rate)
+            if compared.recent_since != compared.since:
+                sentence += f", {percent(now)} {compared.recent_text}"
+            sentence += f", up from {percent(earlier.rate or 0)} before"
     if cause is not None:
+        time = cause.since_then(onset)
         sentence += (
-            f". {percent(cause.selection.share)} of the failures match {cause}: {percent(cause.rate)} of"
-            f" these runs fail, {percent(cause.other_rate)} of the others"
+            f". {percent(cause.matches.share)} of the failures{time} match {cause.text(onset)}:"
+            f" {cause.rates('fail')}"
         )
     is_bad = now >= _HIGH_RATE or level_rate >= _NOTABLE
     found = [
@@ -338,13 +318,13 @@ def _failures(
             kind="failures",
             level="bad" if is_bad else "info",
             text=f"{sentence}.",
-            where="failed",
-            cause=cause.condition if cause is not None else None,
+            where=FAILED,
+            cause=cause.difference.condition if cause is not None else None,
             since=onset.at if onset is not None else None,
             since_range=onset.within if onset is not None else None,
         )
     ]
-    if crashed := earlier.crashed + recent.crashed:
+    if crashed := shown.crashed:
         noun = "run was" if crashed == 1 else "runs were"
         found.append(
             OverviewFinding(
@@ -357,21 +337,17 @@ def _failures(
     return found
 
 
-def _rates_around(queries: Queries, selected: Selected, since: str, onset: str) -> tuple[_Rates, _Rates]:
-    """Return the statistics of the runs before and after a time."""
+def _fails_more(recent: Rates, earlier: Rates) -> bool:
+    if earlier.rate is None:
+        return False
+    expected = earlier.rate * recent.rated
+    is_notable = recent.failed >= max(_MIN_FAILURES, _NOTABLE * expected)
+    return is_notable and _exceeds(recent.failed, expected)
 
-    def read(cursor: DuckDBPyConnection) -> tuple[_Rates, _Rates]:
-        before, after = (
-            _rates(cursor, queries.weighted, condition)
-            for condition in (
-                selected.condition(since=since, until=onset),
-                selected.condition(since=onset),
-            )
-        )
-        return before, after
 
-    scope = Scope.began_since(selected.filter.since)
-    return queries.run(read, "rates", predicates=[selected.where], over=["runs"], scope=scope)
+def _exceeds(number: float, expected: float) -> bool:
+    """Return whether a count of events exceeds the expected one by more than chance explains (Poisson)."""
+    return number - expected > _STANDARD_DEVIATIONS * math.sqrt(expected)
 
 
 def _durations(
@@ -381,34 +357,36 @@ def _durations(
     explained: _Explained,
     of_failures: _Onset | None,
 ) -> list[OverviewFinding]:
-    if not compared.can_judge_durations:
+    if not _can_judge_durations(compared):
         return []
     before, after = compared.earlier.p95_ms, compared.recent.p95_ms
-    onset, explanation = explained.onset, explained.explanation
-    time = "in the last quarter of the time range"
+    onset, explanation, cause = explained.onset, explained.explanation, explained.cause
+    time = compared.recent_text
     if (possible := onset or of_failures) is not None:
-        around = _rates_around(queries, selected, compared.since, possible.at)
+        around = rates_around(queries, selected, compared, possible.at)
         # If the onset of slow runs is unknown, the durations may have increased when the failures did.
         if onset is not None or _ratio(around[1].p95_ms, around[0].p95_ms) >= _ratio(after, before):
-            onset, time = possible, str(possible)
+            onset, time = possible, possible.text(compared)
             before, after = (each.p95_ms for each in around)
-    sentences, cause = [], explained.cause
+    sentences = []
     if is_bad := _ratio(after, before) >= _NOTABLE:
-        sentences.append(f"The p95 duration is {duration(after)}, up from {duration(before)}, {time}.")
+        verb = "is" if onset is None else "has been"
+        sentences.append(f"The p95 duration {verb} {duration(after)}, up from {duration(before)}, {time}.")
     where = f"duration_ms > {compared.earlier.p95_ms!r}"
     if explanation is not None and cause is not None:
-        of = explanation.described or "the slowest 5% of the runs"
+        if onset is not None and not is_bad:
+            sentences.append(f"More runs have been slow {onset.text(compared)}.")
+        slow = explanation.selection.count / (explanation.selection.count + explanation.rest.count)
+        of = f"of the runs{cause.since_then(onset)} that are slower than {percent(1 - slow)} of "
+        of += "the runs of their pipeline" if explanation.described is not None else "all runs"
         sentences.append(
-            f"{percent(cause.selection.share)} of {of} match {cause}: {percent(cause.rate)} of these runs are"
-            f" that slow, {percent(cause.other_rate)} of the others."
+            f"{percent(cause.matches.share)} {of} match {cause.text(onset)}: {cause.rates('are that slow')}."
         )
         stage = max(explanation.locations, key=lambda each: each.cause_share or 0.0, default=None)
         if stage is not None and (stage.cause_share or 0.0) >= _MOST:
             sentences.append(
-                f"{percent(stage.cause_share or 0.0)} of their additional time is in {stage.stage}."
+                f"{percent(stage.cause_share or 0.0)} of their additional time is spent in {stage.stage}."
             )
-        if onset is not None and not is_bad:
-            sentences.append(f"They are more frequent {onset}.")
         where = explanation.where
     if not sentences:
         return []
@@ -418,7 +396,7 @@ def _durations(
             level="bad" if is_bad else "warning",
             text=" ".join(sentences),
             where=where,
-            cause=cause.condition if cause is not None else None,
+            cause=cause.difference.condition if cause is not None else None,
             since=onset.at if onset is not None else None,
             since_range=onset.within if onset is not None else None,
         )
@@ -432,13 +410,10 @@ def _ratio(recent: float | None, earlier: float | None) -> float:
 
 
 def _nothing_unusual(compared: Compared) -> OverviewFinding:
-    earlier, recent = compared.earlier, compared.recent
-    count = earlier.count + recent.count
-    if not count:
+    shown = compared.shown
+    if not shown.count:
         sentence = "There are no runs in this time range."
     else:
-        failed = earlier.failed + recent.failed
-        failures = "no run failed" if not failed else f"{failed:,.0f} failed"
-        p95 = recent.p95_ms if recent.p95_ms is not None else earlier.p95_ms
-        sentence = f"Nothing unusual: {count:,.0f} runs, {failures}, p95 {duration(p95)}."
+        failures = "none failed" if not shown.failed else f"{shown.failed:,.0f} failed"
+        sentence = f"Nothing unusual: {shown.count:,.0f} runs, {failures}, p95 {duration(shown.p95_ms)}."
     return OverviewFinding(kind="none", level="ok", text=sentence)

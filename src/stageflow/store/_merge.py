@@ -54,7 +54,7 @@ MIN_ROWS_ABOVE = 10
 
 
 def failed_column(failures: FailureOutcomes, *, is_run: str = "type = 'pipeline.wide'") -> str:
-    """Return SQL for the column `failed`, from which every failure rate is calculated.
+    """Return SQL for the `failed` column, from which every failure rate is calculated.
 
     The column is true for a failure, null for a row that failure rates exclude (a run that was cancelled
     externally, a stage that was cancelled or will be retried, a custom event), and false otherwise.
@@ -71,7 +71,7 @@ def failed_column(failures: FailureOutcomes, *, is_run: str = "type = 'pipeline.
 
 
 def failed_status(status: str) -> str:
-    """Return SQL for the column `failed` of a stage or an item, from the SQL expression of its status."""
+    """Return SQL for the `failed` column of a stage or an item, from the SQL expression of its status."""
     return f"case when {status} = 'FAIL' then true when {status} in ('OK', 'SKIP') then false end"
 
 

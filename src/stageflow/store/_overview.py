@@ -9,8 +9,9 @@ from msgspec import Struct, structs
 from .._time import epoch_us, rfc3339
 from ..journal import RunFilter
 from ._columns import text
+from ._compared import Compared, Selected, compare
 from ._error_groups import failed_with, new_errors
-from ._findings import Compared, OverviewFinding, Selected, Statistics, compare_parts, findings_of
+from ._findings import OverviewFinding, Statistics, findings_of
 from ._queries import Queries
 from ._selection import condition
 from ._snapshot import Scope
@@ -184,11 +185,11 @@ def look(
     selected = Selected(filter, where)
 
     def read(cursor: DuckDBPyConnection) -> tuple[Compared, Overview]:
-        compared = compare_parts(cursor, queries.weighted, selected)
+        compared = compare(cursor, queries.weighted, selected)
         return compared, Overview(
             since=compared.since,
             until=compared.until,
-            runs=compared.earlier.count + compared.recent.count,
+            runs=compared.shown.count,
             first_at=compared.first,
             last_at=compared.last,
             findings=(),

@@ -283,7 +283,7 @@ def _check_rules(connection: DuckDBPyConnection, sampler: TailSampler) -> None:
         # A field of a stage is a subquery, too.
         if any(part.get("class") == "SUBQUERY" for part in parts(tree)):
             refused = QueryError(
-                f"{rule.where!r} reads stages or other runs; a rule reads only the columns of the run itself",
+                f"{rule.where!r} reads stages or other runs; a rule can read only the sampled run",
                 sql=rule.where,
                 hint="add the value to the run, as in `ctx.annotate_run(hits=3)`, and use attributes.hits",
             )
@@ -318,8 +318,8 @@ def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler
 
     A rule is evaluated on the attributes as each run recorded them, whatever the other runs recorded. If it
     is not valid for their types, it is evaluated on those that are numbers, or text that is a number; the
-    others are null then, also for a run whose values cannot be converted. An attribute that a run does not
-    have is null.
+    others are null then, as are those of a run whose values cannot be converted. An attribute that a run does
+    not have is null.
 
     Args:
         connection: The connection that contains the table.

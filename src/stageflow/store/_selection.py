@@ -256,6 +256,8 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
         connection.execute(f"select 1 from {over} where {parenthesized(predicate)}::boolean limit 0")
         described = connection.execute(f"describe select {parenthesized(predicate)} from {over}").fetchall()
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
+        if _UNKNOWN_COLUMN.search(str(error)):
+            known += _attributes_elsewhere(connection.cursor(), over)
         raise as_query_error(connection, error, predicate, known) from error
     type = str(described[0][1])
     # DuckDB reports this only when it evaluates the predicate, together with others.
@@ -265,6 +267,28 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
             sql=predicate,
             hint="compare the value: started_at >= '2026-11-24', stages_total > 3",
         )
+
+
+def _attributes_elsewhere(connection: DuckDBPyConnection, over: Over) -> list[str]:
+    """Return the displayed names of the attributes of the stages of runs, or of the runs of stages."""
+    other: Over = "stages" if over == "runs" else "runs"
+    # `explain` also accepts a database that has only one of the views.
+    columns = connection.execute(
+        "select column_name from information_schema.columns where table_name = ?", [other]
+    ).fetchall()
+    names = [name for (name,) in columns if name.startswith(ATTRIBUTE)]
+    if other == "runs" or not names:
+        return [f"{_RUN}/{name}" for name in names]
+    counts = "".join(f", count({quoted(name)})" for name in names)
+    found = connection.execute(f"""
+        select stage_name{counts} from stages
+        where stage_name is not null and status <> 'RETRY' group by stage_name order by stage_name""")
+    return [
+        f"{stage}/{name}"
+        for stage, *of_stage in found.fetchall()
+        for name, count in zip(names, of_stage, strict=True)
+        if count
+    ]
 
 
 def _check_stages(connection: DuckDBPyConnection, predicate: str) -> None:
@@ -342,11 +366,15 @@ def resolve_field(connection: DuckDBPyConnection, over: Over, name: str) -> str:
         QueryError: There is no such field.
     """
     known = fields_of(connection, over)
+    if (field := _find_field(name, known)) is None:
+        raise unknown_field(name, known, name)
+    return field
+
+
+def _find_field(name: str, known: Collection[str]) -> str | None:
     by_lower_case = {field.lower(): field for field in known}
-    for candidate in (name.lower(), f"attributes.{name.lower()}"):
-        if candidate in by_lower_case:
-            return by_lower_case[candidate]
-    raise unknown_field(name, known, name)
+    candidates = (name.lower(), f"{ATTRIBUTE}{name.lower()}")
+    return next((by_lower_case[each] for each in candidates if each in by_lower_case), None)
 
 
 def field_sql(connection: DuckDBPyConnection, over: Over, name: str) -> tuple[str, str]:
@@ -363,8 +391,10 @@ def field_sql(connection: DuckDBPyConnection, over: Over, name: str) -> tuple[st
     """
     found = _DISPLAYED.fullmatch('"{}"'.format(name.replace('"', '""')))
     if found is None or (place := _stage_field(found)) is None:
-        field = resolve_field(connection, over, name)
-        return field, quoted(field)
+        known = fields_of(connection, over)
+        if (column := _find_field(name, known)) is None:
+            raise unknown_field(name, [*known, *_attributes_elsewhere(connection, over)], name)
+        return column, quoted(column)
     stage, field = place
     _check_stages(connection, found[0])
     resolve_field(connection, "runs" if stage == _RUN else "stages", field)
@@ -524,7 +554,7 @@ started_at < '2026-11-23T12:00:00.000000Z'::timestamptz"
         window = filter.since, filter.until or parse_time("now", _now())
     elif filter.since is not None or filter.until is not None:
         raise QueryError(
-            f"the selection {text!r} is a window already", sql=text, hint="omit --since and --until"
+            f"the selection {text!r} is already a window", sql=text, hint="omit --since and --until"
         )
     begin, end = (datetime.fromisoformat(time) for time in window)
     shift = timedelta(seconds=parse_duration(earlier))

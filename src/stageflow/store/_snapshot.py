@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -44,7 +44,7 @@ class Scope(Struct, frozen=True):
     Attributes:
         since: RFC 3339; the query needs only events that were written at or after this time; empty for all.
         first_day: The query needs only rows of this day and later, such as "2026-11-24"; empty for all.
-        counts: Whether the query reads the view `counts`.
+        counts: Whether the query reads the `counts` view.
     """
 
     since: str = ""
@@ -71,7 +71,7 @@ EVERYTHING = Scope()
 
 
 class Snapshot:
-    """The views `events`, `stages`, `runs` and `counts` of a database, and the files that they read.
+    """The `events`, `stages`, `runs` and `counts` views of a database, and the files that they read.
 
     The segments are listed before the archive is read. If a segment is archived in between, its events are
     in the version of the archive that is read, and the segment is ignored. If it is archived later, its
@@ -274,13 +274,25 @@ class Snapshot:
                 sample_rate as count, day,
                 {failed_column(failures, is_run="stage_name is null")} as {FAILED}
             from ({sum_counts(counted)})""")
-        self._create_view("stages", "stage.wide", attributes)
-        self._create_view("runs", "pipeline.wide", attributes)
+        used = self._used_attributes(attributes)
+        self._create_view("stages", "stage.wide", used["stage.wide"])
+        self._create_view("runs", "pipeline.wide", used["pipeline.wide"])
         self._create_item_view()
         found = database.execute("select coalesce(max(sample_rate), 1) > 1 from events").fetchone()
         self.weighted = found is not None and bool(found[0])
 
-    def _create_view(self, name: str, type: str, attributes: dict[str, str]) -> None:
+    def _used_attributes(self, attributes: Attributes) -> dict[str, list[str]]:
+        """Return the attributes that events of each type have: those of stages and of runs often differ."""
+        used: dict[str, list[str]] = {"stage.wide": [], "pipeline.wide": []}
+        counts = "".join(f", count({quoted(ATTRIBUTE + key)})" for key in attributes)
+        found = self._database.execute(
+            f"select type{counts} from events where type in ({text(*used)}) group by type"
+        ).fetchall()
+        for type, *of_type in found:
+            used[type] = [key for key, count in zip(attributes, of_type, strict=True) if count]
+        return used
+
+    def _create_view(self, name: str, type: str, attributes: Iterable[str]) -> None:
         columns = [
             *columns_of(SCHEMAS[type]),
             *(ATTRIBUTE + key for key in attributes),

@@ -215,7 +215,7 @@ class CapturedEvents:
         stages = self.stages
         if len({_run_id(event) for event in stages}) > 1:
             raise AssertionError(
-                f"expected the stages of one run, but several have ended{_listing(self.runs)}"
+                f"expected the stages of one run, but several runs have ended{_listing(self.runs)}"
             )
         ended = {event["stage_name"]: event for event in stages}
         rows = [_stage_row(name, statuses.get(name), ended, statuses) for name in {**statuses, **ended}]

@@ -116,7 +116,7 @@ class Runs(Struct, frozen=True, kw_only=True):
 
 
 class Typical(Struct, frozen=True, kw_only=True):
-    """The typical duration of a stage or a run in its pipeline, from those that ended OK.
+    """The typical duration of a stage or a run in its pipeline, from those that succeeded.
 
     Attributes:
         p50_ms: Median in milliseconds; None without other runs.
@@ -160,20 +160,21 @@ class Mark(Struct, frozen=True, kw_only=True):
     Attributes:
         at: RFC 3339.
         until: The end of the incident of an alert; None while it fires, and for other kinds.
-        kind: A service version or an error that occurred for the first time, or an incident of an alert.
+        kind: A service version or an error that occurred for the first time, an incident of an alert, or the
+            onset of a finding.
         label: Its text.
         where: The predicate that selects its runs; None for an alert.
     """
 
     at: str
     until: str | None = None
-    kind: Literal["version", "error", "alert"]
+    kind: Literal["version", "error", "alert", "onset"]
     label: str
     where: str | None
 
 
 class GroupTotal(Struct, frozen=True, kw_only=True):
-    """A group of rows in the whole time range.
+    """The statistics of a group of rows in the whole time range, or in a part of it.
 
     Attributes:
         count: Number of rows.
@@ -237,6 +238,8 @@ class Series(Struct, frozen=True, kw_only=True):
         marks: The marks in the time range.
         estimated: True if rows were sampled.
         sql: The query as SQL.
+        incomplete_first: Whether the time range starts within the first step.
+        incomplete_last: Whether it ends within the last step.
     """
 
     snapshot: int
@@ -250,12 +253,15 @@ class Series(Struct, frozen=True, kw_only=True):
     marks: tuple[Mark, ...]
     estimated: bool
     sql: str
+    incomplete_first: bool
+    incomplete_last: bool
 
 
 class Finding(Struct, frozen=True, kw_only=True):
     """A sentence of the overview.
 
     Attributes:
+        kind: What it is about; "none" if nothing is unusual.
         level: Its severity; "ok" if there are no problems.
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
@@ -265,6 +271,7 @@ class Finding(Struct, frozen=True, kw_only=True):
         view: The view that shows the details.
     """
 
+    kind: Literal["alert", "failures", "crashes", "durations", "none"]
     level: Literal["bad", "warning", "info", "ok"]
     text: str
     where: str | None
@@ -300,10 +307,12 @@ class Causes(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         findings: The findings of `Overview`, with causes.
+        onsets: When findings started, oldest first.
     """
 
     snapshot: int
     findings: tuple[Finding, ...]
+    onsets: tuple[Mark, ...]
 
 
 class Cell(Struct, frozen=True, array_like=True, gc=False):
@@ -442,38 +451,6 @@ class Facets(Struct, frozen=True, kw_only=True):
     sampled: int | None
 
 
-class TimeBound(Struct, frozen=True, kw_only=True):
-    """A difference that is due to the time of the selection.
-
-    (Nearly) all other rows of the same time meet the condition too, but the rest as a whole does not.
-
-    Attributes:
-        description: The description of the difference.
-        share: The share of the other rows of the same time that meet the condition, 0 to 1.
-    """
-
-    description: str
-    share: float
-
-
-class SameTime(Struct, frozen=True, kw_only=True):
-    """The rows of the time range of a selection that are not selected.
-
-    Attributes:
-        since: When the first selected row started, RFC 3339.
-        until: When the last one started.
-        against: The predicate of the time range, to compare the selection with these rows only.
-        count: Number of the other rows in the time range.
-        differences: The differences that are due to the time, such as a version that was released before.
-    """
-
-    since: str
-    until: str
-    against: str
-    count: float
-    differences: tuple[TimeBound, ...]
-
-
 class Differences(Struct, frozen=True, kw_only=True):
     """How a selection differs from the rest: `GET /api/differences?select=PREDICATE`.
 
@@ -482,15 +459,12 @@ class Differences(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         explanation: The result of `EventStore.explain`.
-        same_time: The other rows of the time of the selection; None if the comparison is already restricted
-            to them, or if no difference is due to the time.
         command: The equivalent command line.
         markdown: The result as compact Markdown, to paste into a chat with an assistant.
     """
 
     snapshot: int
     explanation: Explanation
-    same_time: SameTime | None
     command: str
     markdown: str
 
@@ -530,7 +504,10 @@ class StageRow(Struct, frozen=True, kw_only=True):
         stat: Its statistics.
         where: The predicate that selects its rows in `stages`.
         runs_where: The predicate that selects the runs of the pipeline in `runs`.
+        earlier: Its statistics before the last quarter of the time range.
+        recent: Its statistics in the last quarter of the time range.
         p95_ms: 95th percentile of its duration in milliseconds for each time step; None is a gap.
+        p99_ms: 99th percentile.
         count: Number of rows for each time step.
         failed: Number of failures for each time step.
     """
@@ -538,7 +515,10 @@ class StageRow(Struct, frozen=True, kw_only=True):
     stat: Stat
     where: str
     runs_where: str
+    earlier: GroupTotal
+    recent: GroupTotal
     p95_ms: tuple[float | None, ...]
+    p99_ms: tuple[float | None, ...]
     count: tuple[float, ...]
     failed: tuple[float, ...]
 
@@ -564,6 +544,8 @@ class Stages(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         since: Start of the first time step, RFC 3339.
         step_s: Length of a step in seconds.
+        incomplete_last: Whether the time range ends within the last step.
+        recent_since: Start of the last quarter of the time range, RFC 3339.
         rows: The stages, grouped by pipeline.
         graphs: The graph of each pipeline.
     """
@@ -571,6 +553,8 @@ class Stages(Struct, frozen=True, kw_only=True):
     snapshot: int
     since: str
     step_s: float
+    incomplete_last: bool
+    recent_since: str
     rows: tuple[StageRow, ...]
     graphs: tuple[StageGraph, ...]
 

@@ -68,9 +68,6 @@ def _fields(cursor: DuckDBPyConnection, question: Question) -> list[Completion]:
     shown = shown_fields(cursor, question.over)
     values = _values_of(cursor, question.over, list(shown)).get("", {})
     of_stages = _fields_of_stages(cursor) if question.over == "runs" else []
-    # The view of the runs has a column for each attribute of a stage too.
-    elsewhere = {each.text.partition("/")[2] for each in of_stages}
-    of_stages_only = {name for name, counts in values.items() if not counts.rows and name in elsewhere}
     return [
         Completion(
             text=name,
@@ -80,7 +77,6 @@ def _fields(cursor: DuckDBPyConnection, question: Question) -> list[Completion]:
             synonyms=SYNONYMS.get(name, ()),
         )
         for name, kind in sorted(described.items())
-        if name not in of_stages_only
     ] + of_stages
 
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 from .._quantities import duration, percent
-from .._time import rfc3339
 from ..errors import InvalidArgumentError
-from ..store import FAILED, Difference, Explanation, PinnedStore, count_if, parenthesized, text
-from ._api import Differences, SameTime, TimeBound
+from ..store import FAILED, Difference, Explanation, PinnedStore
+from ._api import Differences
 from ._question import Question
 
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
 __all__ = ["as_differences", "differences", "explanation_as_markdown"]
-
-_ALMOST_ALL = 0.95
-"""The share of the selection, and of the other rows of its time, that meets a condition due to the time."""
-
-_MUST_DIFFER = 0.9
-"""The largest share of the rest that meets such a condition."""
 
 
 def differences(store: PinnedStore, question: Question, snapshot: int) -> Differences:
@@ -43,91 +32,23 @@ def differences(store: PinnedStore, question: Question, snapshot: int) -> Differ
         over=question.over,
         filter=question.filter,
     )
-    same_time = None
-    if question.against is None and explanation.differences:
-        same_time = store.query(
-            lambda cursor: _same_time(cursor, question, explanation),
-            "differences at the same time",
-            predicates=question.predicates,
-            over=[question.over],
-        )
-    return as_differences(explanation, question, snapshot, same_time=same_time)
+    return as_differences(explanation, question, snapshot)
 
 
-def _same_time(cursor: DuckDBPyConnection, question: Question, explanation: Explanation) -> SameTime | None:
-    """Return the other rows of the time of the selection, if a difference is due to this time.
-
-    A version that was released before all selected rows started differs from the rest, although it is no
-    cause: the other rows of the same time have it too.
-    """
-    selected = f"coalesce({parenthesized(str(question.select))}::boolean, false)"
-    found = cursor.execute(
-        f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from {question.over}"
-        f" where {question.condition} and {selected}"
-    ).fetchone()
-    if found is None or found[0] is None:
-        return None
-    since, until = map(rfc3339, found)
-    against = f"started_at >= {text(since)} and started_at <= {text(until)}"
-    rows = [row for row in explanation.differences if row.fields != ("started_at",)]
-    shares = ", ".join(
-        f"{count_if(f'coalesce({parenthesized(row.condition)}::boolean, false)')}" for row in rows
-    )
-    if not rows:
-        return None
-    counted = cursor.execute(
-        f"select {count_if()}, {shares} from {question.over}"
-        f" where {question.condition} and {against} and not {selected}"
-    ).fetchone()
-    if counted is None or not counted[0]:
-        return None
-    total = float(counted[0])
-    bound = tuple(
-        TimeBound(description=row.description, share=float(count) / total)
-        for row, count in zip(rows, counted[1:], strict=True)
-        if count >= _ALMOST_ALL * total
-        and row.selection.share >= _ALMOST_ALL
-        and row.rest.share <= _MUST_DIFFER
-    )
-    if not bound:
-        return None
-    return SameTime(since=since, until=until, against=against, count=total, differences=bound)
-
-
-def as_differences(
-    explanation: Explanation, question: Question, snapshot: int, *, same_time: SameTime | None = None
-) -> Differences:
+def as_differences(explanation: Explanation, question: Question, snapshot: int) -> Differences:
     """Return the response for an explanation.
 
     Args:
         explanation: The result of `EventStore.explain`.
         question: The request that it answers.
         snapshot: Number of the snapshot.
-        same_time: The other rows of the time of the selection; default None.
     """
-    markdown = explanation_as_markdown(explanation)
-    if same_time is not None:
-        markdown += _note(same_time)
     return Differences(
         snapshot=snapshot,
         explanation=explanation,
-        same_time=same_time,
         command=_command(question, explanation.against),
-        markdown=markdown,
+        markdown=explanation_as_markdown(explanation),
     )
-
-
-def _note(same_time: SameTime) -> str:
-    lines = [
-        f"- {_code(each.description)} is due to the time of the selection: {percent(each.share)} of the other"
-        f" rows of that time match it too (compare with `--against {_quoted(same_time.against)}`)"
-        for each in same_time.differences
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(predicate: str) -> str:
-    return f'"{predicate}"'
 
 
 def _command(question: Question, against: str | None) -> str:
@@ -159,6 +80,7 @@ def explanation_as_markdown(explanation: Explanation) -> str:
         lines += ["", "| condition | selection | rest | rate with it | rate without it | q | verdict |"]
         lines.append("| --- | --- | --- | --- | --- | --- | --- |")
         lines += map(_row, explanation.differences)
+    lines += _due_to_time(explanation)
     for location in explanation.locations[:3]:
         what = f"{location.what} in stage" if location.stage else location.what
         named = f" {_code(location.stage)}" if location.stage else ""
@@ -166,6 +88,19 @@ def explanation_as_markdown(explanation: Explanation) -> str:
         lines.append(f"- {what}{named} ({percent(location.share)} of it{time})")
     lines += [f"- {_code(limitation)}" for limitation in explanation.limitations]
     return "\n".join(lines) + "\n"
+
+
+def _due_to_time(explanation: Explanation) -> list[str]:
+    same_time = explanation.same_time
+    if same_time is None:
+        return []
+    return [
+        f"- {_code(each.description)} is due to the time of the selection: {percent(each.same_time_share)} of"
+        f" the other {explanation.over} from that time also match"
+        f' (compare with `--against "{same_time.against}"`)'
+        for each in explanation.differences
+        if each.same_time_share is not None
+    ]
 
 
 def _row(difference: Difference) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._time import epoch_us, get_clock, rfc3339
 from ..store import PinnedStore, Stat, count_if, failed_with, percentiles, ranked, text
-from ._api import ErrorRow, Errors, StageGraph, StageRow, Stages
+from ._api import ErrorRow, Errors, GroupTotal, StageGraph, StageRow, Stages
 from ._question import Question
 from ._series import Steps, steps_of
 
@@ -59,48 +59,71 @@ def stages(store: PinnedStore, question: Question, snapshot: int) -> Stages:
     )
     stats = [stat for stat in store.stats("stages", question.filter, where=question.where) if stat.stage]
 
-    def read(cursor: DuckDBPyConnection) -> tuple[Steps, dict[tuple[str, str], Any], list[StageGraph]]:
+    def read(cursor: DuckDBPyConnection) -> tuple[Steps, _Courses, _Courses, list[StageGraph]]:
         steps = steps_of(cursor, of_stages)
-        return steps, _courses(cursor, of_stages, steps, store.weighted), _graphs(cursor)
+        is_recent = f"(epoch_us(started_at) >= {steps.recent_us})::int"
+        courses, parts = (
+            _measured(cursor, of_stages, index, store.weighted) for index in (steps.index(), is_recent)
+        )
+        return steps, courses, parts, _graphs(cursor)
 
-    steps, courses, graphs = store.query(read, "stages", predicates=[question.where], over=["stages"])
-    rows = [_row(stat, courses.get((stat.pipeline, str(stat.stage)), {}), steps.count) for stat in stats]
+    steps, courses, parts, graphs = store.query(read, "stages", predicates=[question.where], over=["stages"])
+    rows = []
+    for stat in stats:
+        key = (stat.pipeline, str(stat.stage))
+        rows.append(_row(stat, courses.get(key, {}), parts.get(key, {}), steps.count))
     rows.sort(key=lambda row: row.stat.pipeline)
     return Stages(
         snapshot=snapshot,
         since=rfc3339(steps.since_us),
         step_s=steps.step_s,
+        incomplete_last=steps.incomplete_last,
+        recent_since=rfc3339(steps.recent_us),
         rows=tuple(rows),
         graphs=tuple(graphs),
     )
 
 
-def _row(stat: Stat, course: dict[int, Any], steps: int) -> StageRow:
-    values = [course.get(step, (0.0, 0.0, None)) for step in range(steps)]
+_STATS = ("count", "failed", "failure_rate", "p50_ms", "p95_ms", "p99_ms")
+
+_NO_ROWS = GroupTotal(count=0, failed=0, failure_rate=None, p50_ms=None, p95_ms=None, p99_ms=None)
+
+_Courses: TypeAlias = dict[tuple[str, str], dict[int, GroupTotal]]
+"""The statistics of each stage of a pipeline, by the index of a time."""
+
+
+def _row(stat: Stat, course: dict[int, GroupTotal], parts: dict[int, GroupTotal], steps: int) -> StageRow:
+    values = [course.get(step, _NO_ROWS) for step in range(steps)]
     return StageRow(
         stat=stat,
         where=f"topology = {text(stat.pipeline)} and stage_name = {text(stat.stage or '')}",
         runs_where=f"pipeline_name = {text(stat.pipeline)}",
-        p95_ms=tuple(found[2] for found in values),
-        count=tuple(float(found[0]) for found in values),
-        failed=tuple(float(found[1]) for found in values),
+        earlier=parts.get(0, _NO_ROWS),
+        recent=parts.get(1, _NO_ROWS),
+        p95_ms=tuple(each.p95_ms for each in values),
+        p99_ms=tuple(each.p99_ms for each in values),
+        count=tuple(each.count for each in values),
+        failed=tuple(each.failed for each in values),
     )
 
 
-def _courses(
-    cursor: DuckDBPyConnection, question: Question, steps: Steps, weighted: bool
-) -> dict[tuple[str, str], dict[int, Any]]:
-    rows = f"""select *, topology as pipeline, {steps.index()} as step from stages
+def _measured(cursor: DuckDBPyConnection, question: Question, index: str, weighted: bool) -> _Courses:
+    """Return the statistics of each stage at each index of a time."""
+    rows = f"""select *, topology as pipeline, {index} as step from stages
         where {question.condition} and status <> 'RETRY'"""
     keys = ["pipeline", "stage_name", "step"]
     found = cursor.execute(f"""
         select pipeline, stage_name, step, {count_if()}, {count_if("failed")},
-            {percentiles((0.95,), weighted=weighted)}[1]
+            {count_if("failed is not null")}, {percentiles((0.5, 0.95, 0.99), weighted=weighted)}
         from {ranked(rows, "case when attempts > 0 then duration_ms end", keys, weighted=weighted)}
-        where step >= 0 and step < {steps.count} group by all""").fetchall()
-    courses: dict[tuple[str, str], dict[int, Any]] = {}
-    for pipeline, stage, step, *values in found:
-        courses.setdefault((pipeline or "", stage), {})[int(step)] = values
+        group by all""").fetchall()
+    courses: _Courses = {}
+    for pipeline, stage, step, count, failed, known, ranks in found:
+        rate = failed / known if known else None
+        values: tuple[Any, ...] = (float(count), float(failed), rate, *(ranks or (None,) * 3))
+        courses.setdefault((pipeline or "", stage), {})[int(step)] = GroupTotal(
+            **dict(zip(_STATS, values, strict=True))
+        )
     return courses
 
 

@@ -69,13 +69,34 @@ def causes(store: PinnedStore, question: Question, snapshot: int, alerts: list[d
         QueryError: The predicate is invalid.
     """
     found = store.findings(question.filter, where=question.where, explain=True)
-    return Causes(snapshot=snapshot, findings=_findings(alerts, found))
+    return Causes(snapshot=snapshot, findings=_findings(alerts, found), onsets=_onsets(found))
+
+
+_INCREASED = {"failures": "more failures", "durations": "more slow runs"}
+
+
+def _onsets(found: Sequence[OverviewFinding]) -> tuple[Mark, ...]:
+    """Return a mark for each onset; findings about the same incident have the same onset."""
+    by_onset: dict[str, list[OverviewFinding]] = {}
+    for finding in found:
+        if finding.since is not None and finding.kind in _INCREASED:
+            by_onset.setdefault(finding.since, []).append(finding)
+    return tuple(
+        Mark(
+            at=since,
+            kind="onset",
+            label=", ".join(_INCREASED[finding.kind] for finding in of_onset),
+            where=of_onset[0].where,
+        )
+        for since, of_onset in sorted(by_onset.items())
+    )
 
 
 def _findings(alerts: Iterable[dict[str, object]], found: Sequence[OverviewFinding]) -> tuple[Finding, ...]:
     """Return the firing alerts and the findings, worst first."""
     firing = tuple(
         Finding(
+            kind="alert",
             level="bad",
             text=f"The alert {alert['name']!r} is firing: {alert.get('summary')}.",
             where=None,
@@ -89,6 +110,7 @@ def _findings(alerts: Iterable[dict[str, object]], found: Sequence[OverviewFindi
     )
     return firing + tuple(
         Finding(
+            kind=finding.kind,
             level=finding.level,
             text=finding.text,
             where=finding.where,

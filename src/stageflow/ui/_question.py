@@ -37,8 +37,8 @@ class Question(Struct, frozen=True, kw_only=True):
         until: Only rows that started before this time, RFC 3339.
         select: SQL predicate of the selection, which is compared with the rest of the rows.
         against: SQL predicate of the rows with which the selection is compared; None for all other rows.
-        measure: The numeric field of a heatmap, also of a stage; default `duration_ms`.
-        by: The field by which a series is grouped, also of a stage.
+        measure: The numeric field of a heatmap, which may be a field of a stage; default `duration_ms`.
+        by: The field by which a series is grouped, which may be a field of a stage.
         columns: Maximum number of time steps, at most 200.
         rows: Maximum number of intervals of the measure, at most 60.
         previous: Whether to include the same time range one week earlier.
@@ -142,7 +142,9 @@ def _time(name: str, text: str | None, now: datetime) -> str | None:
     except ValueError as error:
         raise InvalidArgumentError(f"{name}: {error}") from None
     if not _EARLIEST <= time < _LATEST:
-        raise InvalidArgumentError(f"{name} must be from {_EARLIEST[:4]} to {_LATEST[:4]}, not {text[:40]!r}")
+        raise InvalidArgumentError(
+            f"{name} must be between {_EARLIEST[:4]} and {_LATEST[:4]}, not {text[:40]!r}"
+        )
     return time
 
 

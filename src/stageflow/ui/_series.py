@@ -44,6 +44,15 @@ class Steps:
         since_us: Earliest time, in microseconds since the epoch.
         until_us: Latest time.
         maximum: Maximum number of steps.
+
+    Attributes:
+        step_s: Length of a step in seconds.
+        step_us: The same in microseconds.
+        since_us: Start of the first step, in microseconds since the epoch.
+        count: Number of steps.
+        incomplete_first: Whether the time range starts within the first step.
+        incomplete_last: Whether it ends within the last step.
+        recent_us: Start of the last quarter of the time range.
     """
 
     def __init__(self, since_us: int, until_us: int, maximum: int) -> None:
@@ -54,6 +63,9 @@ class Steps:
         self.step_us = int(self.step_s * 1e6)
         self.since_us = since_us // self.step_us * self.step_us
         self.count = min((max(until_us - 1, since_us) - self.since_us) // self.step_us + 1, maximum)
+        self.incomplete_first = since_us > self.since_us
+        self.incomplete_last = until_us < self.since_us + self.count * self.step_us
+        self.recent_us = since_us + (until_us - since_us) * 3 // 4
 
     def index(self, shift_us: int = 0) -> str:
         """Return SQL for the index of the step in which a row started.
@@ -136,6 +148,8 @@ def _series(
         previous=previous,
         marks=tuple(map(as_mark, sightings)),
         estimated=weighted,
+        incomplete_first=steps.incomplete_first,
+        incomplete_last=steps.incomplete_last,
         sql=f"select time_bucket(to_seconds({steps.step_s:g}), started_at) as step, {count_if()} as count,"
         f" {count_if('failed')} as failed, quantile_disc(duration_ms, [0.5, 0.95, 0.99]) as durations"
         f" from {question.over} where {question.condition} group by 1 order by 1",

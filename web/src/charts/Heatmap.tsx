@@ -19,7 +19,7 @@ type Properties = {
   data: Data;
   /** What the colour of a cell shows. */
   colour: "count" | "failures";
-  /** The selected box; null if the selection, if there is one, is no box of this heatmap. */
+  /** The selected box; null if the selection, if there is one, is not a box of this heatmap. */
   box: Box | null;
   /** Whether `selected` of the cells counts a selection. */
   selecting: boolean;
@@ -30,6 +30,9 @@ type Properties = {
   /** Called when the pointer or the focus enters or leaves the heatmap. */
   onUse: (inUse: boolean) => void;
 };
+
+/** The steepest drag of a finger that selects: the horizontal part of the distance, divided by the vertical one. */
+const STEEPEST = 0.25;
 
 const LEFT = 60;
 const BOTTOM = 24;
@@ -72,6 +75,36 @@ export function Heatmap({
     if (!element || plot.width === 0) return;
     draw(element, data, plot, { colour, selecting, highlight });
   }, [data, plot.width, plot.height, colour, selecting, highlight, isDark]);
+
+  // A finger that moves almost vertically scrolls the page; any other drag selects. The browser decides at the
+  // first movement, which only a listener that is not passive can claim.
+  const surface = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    const element = surface.current;
+    if (!element) return undefined;
+    let start: Touch | undefined;
+    let isSelecting = false;
+    const begin = (event: TouchEvent) => {
+      start = event.touches.length === 1 ? event.touches[0] : undefined;
+      isSelecting = false;
+    };
+    const move = (event: TouchEvent) => {
+      const touch = event.touches[0];
+      if (!start || !touch) return;
+      const across = Math.abs(touch.clientX - start.clientX);
+      const along = Math.abs(touch.clientY - start.clientY);
+      if (isSelecting || across > along * STEEPEST) {
+        isSelecting = true;
+        if (event.cancelable) event.preventDefault();
+      }
+    };
+    element.addEventListener("touchstart", begin, { passive: true });
+    element.addEventListener("touchmove", move, { passive: false });
+    return () => {
+      element.removeEventListener("touchstart", begin);
+      element.removeEventListener("touchmove", move);
+    };
+  }, []);
 
   const selected = anchor && cursor ? area(anchor, cursor) : box ? areaOf(box, data) : null;
 
@@ -166,6 +199,7 @@ export function Heatmap({
         })}
       </svg>
       <div
+        ref={surface}
         class="plot"
         style={{ left: `${LEFT}px`, top: `${TOP}px`, width: `${plot.width}px`, height: `${plot.height}px` }}
         tabIndex={0}

@@ -38,6 +38,8 @@ type Properties = {
   height?: number;
   /** The highest value that the axis always shows. */
   top?: number;
+  /** Whether the first step is incomplete, because the time range starts within it, and the last one. */
+  incomplete: [first: boolean, last: boolean];
   /** Called with the time range that was dragged. */
   onRange: (since: string, until: string) => void;
   /** Called with the time step of a point that was clicked. */
@@ -56,6 +58,7 @@ export function LineChart({
   format,
   height = 160,
   top,
+  incomplete,
   onRange,
   onStep,
 }: Properties): JSX.Element {
@@ -75,6 +78,9 @@ export function LineChart({
     calls.current.onStep(new Date(at).toISOString(), new Date(at + step_s * 1000).toISOString());
   };
   const steps = lines[0]?.values.length ?? 0;
+  const [isFirstIncomplete, isLastIncomplete] = incomplete;
+  const isIncomplete = (step: number) =>
+    (isFirstIncomplete && step === 0) || (isLastIncomplete && step === steps - 1);
   // The horizontal axis ends at the start of the last step.
   const from = start * 1000;
   const to = (start + Math.max(steps - 1, 1) * step_s) * 1000;
@@ -122,6 +128,13 @@ export function LineChart({
           // A value between two gaps has no line, and needs a point.
           points: { show: false, filter: lonely, size: 4, fill: token(line.colour) },
         })),
+        // An incomplete step would look like a drop or a spike.
+        ...lines.map((line) => ({
+          stroke: token(line.colour),
+          width: line.dashed ? 1 : 1.5,
+          dash: [2, 3],
+          points: { show: false, filter: lonely, size: 4, fill: token(line.colour) },
+        })),
       ],
       hooks: {
         ready: [
@@ -151,11 +164,16 @@ export function LineChart({
     };
     const data = [
       Array.from({ length: steps }, (_, step) => start + step * step_s),
-      ...lines.map((line) => line.values),
+      ...lines.map((line) => line.values.map((each, step) => (isIncomplete(step) ? null : each))),
+      ...lines.map((line) =>
+        line.values.map((each, step) =>
+          isIncomplete(step) || isIncomplete(step - 1) || isIncomplete(step + 1) ? each : null,
+        ),
+      ),
     ];
-    for (const [at, line] of lines.entries()) {
-      const points = options.series[at + 1]?.points;
-      if (points) points.show = line.values.some((_, each) => isLonely(line.values, each));
+    for (const [at, values] of data.entries()) {
+      const points = options.series[at]?.points;
+      if (at > 0 && points) points.show = values.some((_, each) => isLonely(values, each));
     }
     chart.current = new uPlot(options, data as uPlot.AlignedData, target.current);
     setPlot(plotOf(chart.current));
@@ -164,7 +182,7 @@ export function LineChart({
       chart.current = null;
       setIndex(null);
     };
-  }, [width, height, isDark, times, lines, marks, start, step_s]);
+  }, [width, height, isDark, times, lines, marks, start, step_s, isFirstIncomplete, isLastIncomplete]);
 
   const press = (event: KeyboardEvent) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -186,7 +204,10 @@ export function LineChart({
     <figure class="line-chart" ref={frame}>
       <figcaption>
         {title && <strong>{title}</strong>}
-        <span class="muted">{at ?? ""}</span>
+        <span class="muted">
+          {at ?? ""}
+          {index !== null && isIncomplete(index) && ", incomplete interval"}
+        </span>
         {(lines.length > 1 || lines[0]?.to || at ? lines : []).map((line) => (
           <span key={line.label} class="key">
             <svg width="12" height="12" aria-hidden="true">
@@ -210,6 +231,14 @@ export function LineChart({
             <b>{at ? format(line.values[shownAt]) : ""}</b>
           </span>
         ))}
+        {(isFirstIncomplete || isLastIncomplete) && (
+          <span class="incomplete muted" title={describeIncomplete(incomplete)}>
+            <svg width="12" height="12" aria-hidden="true">
+              <line x1="0" x2="12" y1="6" y2="6" stroke="currentColor" stroke-width="2" stroke-dasharray="2 2" />
+            </svg>
+            incomplete interval
+          </span>
+        )}
       </figcaption>
       <div
         ref={target}
@@ -235,11 +264,16 @@ export function LineChart({
       )}
       <span class="unseen" aria-live="polite">
         {at && document.activeElement === target.current
-          ? `${at}: ${lines.map((line) => `${line.label} ${format(line.values[shownAt])}`).join(", ")}`
+          ? `${at}${index !== null && isIncomplete(index) ? ", incomplete interval" : ""}: ${lines.map((line) => `${line.label} ${format(line.values[shownAt])}`).join(", ")}`
           : ""}
       </span>
     </figure>
   );
+}
+
+function describeIncomplete([first, last]: [boolean, boolean]): string {
+  const which = first && last ? "first and the last interval are" : `${first ? "first" : "last"} interval is`;
+  return `The ${which} not completely in the time range, so the values can be lower or less accurate.`;
 }
 
 function lastIndex(lines: Line[]): number {

@@ -8,6 +8,8 @@ type Properties = {
   label: string;
   kind?: "bars" | "line";
   colour?: string;
+  /** Whether the last value is of an incomplete interval. */
+  incomplete?: boolean;
   width?: number;
   height?: number;
 };
@@ -17,6 +19,7 @@ export function Sparkline({
   label,
   kind = "line",
   colour = "accent",
+  incomplete = false,
   width = 120,
   height = 20,
 }: Properties): JSX.Element {
@@ -46,12 +49,14 @@ export function Sparkline({
                 width={Math.max(step - 1, 1)}
                 height={height - y(value)}
                 fill={style}
+                opacity={incomplete && index === values.length - 1 ? 0.5 : 1}
               />
             ) : null,
           )
-        : segments(values).map((segment) => (
+        : segments(values, incomplete).map((segment) => (
             <polyline
               key={segment[0]?.[0]}
+              stroke-dasharray={incomplete && segment[segment.length - 1]?.[0] === values.length - 1 ? "2 2" : ""}
               points={segment
                 .flatMap(([index, value], at) => {
                   const x = (index + 0.5) * step;
@@ -71,14 +76,17 @@ export function Sparkline({
   );
 }
 
-/** Split values at the gaps. */
-function segments(values: (number | null)[]): [number, number][][] {
+/** Split values at the gaps, and before the last one if it is incomplete. */
+function segments(values: (number | null)[], incomplete: boolean): [number, number][][] {
   const all: [number, number][][] = [];
   let current: [number, number][] = [];
   for (const [index, value] of values.entries()) {
     if (value === null) {
       if (current.length) all.push(current);
       current = [];
+    } else if (incomplete && index === values.length - 1 && current.length) {
+      all.push(current);
+      current = [current[current.length - 1] as [number, number], [index, value]];
     } else current.push([index, value]);
   }
   if (current.length) all.push(current);

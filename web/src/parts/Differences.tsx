@@ -13,22 +13,19 @@ import { Empty } from "./Panel";
 
 type Properties = {
   explanation: Explanation;
-  /** The other rows of the time of the selection, if a difference is due to this time. */
-  sameTime: SameTime | null;
   onHover: (condition: string | null) => void;
 };
 
-export function Differences({ explanation, sameTime, onHover }: Properties): JSX.Element {
+export function Differences({ explanation, onHover }: Properties): JSX.Element {
   const { differences, effects, locations, changes, limitations, left_out: leftOut } = explanation;
   return (
     <div class="stack differences">
-      {sameTime && <TimeNotice sameTime={sameTime} explanation={explanation} />}
+      {explanation.same_time && <TimeNotice sameTime={explanation.same_time} explanation={explanation} />}
       {parameters.value.against && <AgainstNotice explanation={explanation} />}
       {differences.length ? (
         <DifferenceTable
           rows={differences}
           explanation={explanation}
-          sameTime={sameTime}
           label="Differences"
           onHover={onHover}
         />
@@ -72,7 +69,6 @@ export function Differences({ explanation, sameTime, onHover }: Properties): JSX
           <DifferenceTable
             rows={effects}
             explanation={explanation}
-            sameTime={null}
             label="Likely effects"
             onHover={onHover}
           />
@@ -114,12 +110,11 @@ export function Differences({ explanation, sameTime, onHover }: Properties): JSX
 
 type TableProperties = Properties & { rows: Difference[]; label: string };
 
-function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableProperties): JSX.Element {
+function DifferenceTable({ rows, explanation, label, onHover }: TableProperties): JSX.Element {
   const rate = rateName(explanation);
-  const meaning =
-    explanation.selected_are === "failures"
-      ? "The share of the rows with the condition that failed, and the share of all other rows that failed."
-      : "The share of the rows with the condition that are selected, and the share of all other rows that are selected.";
+  const are = { Failed: "failed", Slow: "are slow", Selected: "are selected" }[rate];
+  const noun = explanation.over;
+  const meaning = `The share of the ${noun} that match the condition and ${are}, and the share of all other ${noun} that ${are}.`;
   const slow = rows.some((row) => row.p50_ms !== null);
   return (
     <table class="rows difference-table" aria-label={label}>
@@ -136,12 +131,12 @@ function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableP
             Of the rest
           </th>
           <th scope="col" class="number medium-only">
-            <Info text={meaning}>{rate} with / without</Info>
+            <Info text={meaning}>{rate}: matching / other</Info>
           </th>
           {slow && (
             <th scope="col" class="number wide-only">
-              <Info text="The median duration of the rows that meet the condition, and of all other rows.">
-                p50 with / without
+              <Info text="The median duration of the rows that match the condition, and of all other rows.">
+                p50: matching / other
               </Info>
             </th>
           )}
@@ -151,7 +146,7 @@ function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableP
             </Info>
           </th>
           <th scope="col" class="number medium-only">
-            <Info text="How likely the difference is due to chance: among all conditions with this value (q) or a smaller one, at most this share is expected to be a coincidence. It is a p-value, corrected for the number of comparisons.">
+            <Info text="How likely it is that the difference is due to chance: among all conditions with this value (q) or a smaller one, at most this share is expected to be a coincidence. It is a p-value, corrected for the number of comparisons.">
               Chance (q)
             </Info>
           </th>
@@ -184,10 +179,10 @@ function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableP
               />
               {/* A narrow window has no columns for these. */}
               <div class="small small-only">
-                {rate}: {percent(row.rate)} with it, {percent(row.other_rate)} without it; chance (q){" "}
-                {qValue(row.q_value)}
+                {percent(row.rate)} of the matching {noun} {are}, {percent(row.other_rate)} of the others;
+                chance (q) {qValue(row.q_value)}
               </div>
-              <div class="small muted">{remarks(row, index, rows, explanation, sameTime)}</div>
+              <div class="small muted">{remarks(row, index, rows, explanation)}</div>
             </td>
             <td class="share" data-label="Selection">
               <Bar share={row.selection.share} kind="selection" />
@@ -220,8 +215,9 @@ function DifferenceTable({ rows, explanation, sameTime, label, onHover }: TableP
   );
 }
 
-function rateName(explanation: Explanation): string {
-  return explanation.selected_are === "failures" ? "Failure rate" : "Share selected";
+function rateName({ selected_are }: Explanation): "Failed" | "Slow" | "Selected" {
+  if (selected_are === "failures") return "Failed";
+  return selected_are.startsWith("slow") ? "Slow" : "Selected";
 }
 
 /** A warning: the selection has a value only because of its time. */
@@ -231,11 +227,13 @@ function TimeNotice({
 }: {
   sameTime: SameTime;
   explanation: Explanation;
-}): JSX.Element {
-  const { differences, since, until, count: others } = sameTime;
+}): JSX.Element | null {
+  const { since, until, count: others } = sameTime;
   const noun = explanation.over;
-  const share = Math.min(...differences.map((each) => each.share));
-  const conditions = differences.map((each) => each.description);
+  const bound = explanation.differences.filter((each) => each.same_time_share !== null);
+  if (!bound.length) return null;
+  const share = Math.min(...bound.map((each) => each.same_time_share ?? 1));
+  const conditions = bound.map((each) => each.description);
   return (
     <div class="time-notice" role="note">
       <span>
@@ -249,7 +247,7 @@ function TimeNotice({
         type="button"
         onClick={() => go(changed({ against: sameTime.against }))}
       >
-        Compare with the {noun} of the same time
+        Compare with the {noun} from the same time
       </button>
     </div>
   );
@@ -260,7 +258,7 @@ function AgainstNotice({ explanation }: { explanation: Explanation }): JSX.Eleme
   return (
     <div class="time-notice neutral" role="note">
       <span>
-        Compared with the {count(explanation.rest.count)} other {explanation.over} of the same time.
+        Compared with the {count(explanation.rest.count)} other {explanation.over} from the same time.
       </span>
       <button type="button" onClick={() => go(changed({ against: "" }))}>
         Compare with all other {explanation.over}
@@ -289,7 +287,6 @@ function remarks(
   index: number,
   rows: Difference[],
   explanation: Explanation,
-  sameTime: SameTime | null,
 ): string {
   const unit = unitsOf(explanation);
   // An earlier row is named by its number.
@@ -315,12 +312,12 @@ function remarks(
   const same = row.synonyms.length
     ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
     : "";
-  const bound = sameTime?.differences.find((each) => each.description === row.description);
+  const share = row.same_time_share;
   const texts = [
-    bound &&
-      `due to the time: ${bound.share === 1 ? "all" : percent(bound.share)} other ${explanation.over} of that time match it too`,
+    share !== null &&
+      `due to the time: ${share === 1 ? "all" : `${percent(share)} of the`} other ${explanation.over} from that time also match`,
     verdict,
-    row.varies && `matters more, or less, where ${named(row.varies)} matches too: look at both together`,
+    row.varies && `its effect depends on whether ${named(row.varies)} matches too`,
     extent.join(", "),
     same,
   ];
@@ -335,6 +332,7 @@ function LocationText({
   explanation: Explanation;
 }): JSX.Element {
   const failures = explanation.selected_are === "failures" ? "the failures" : "the selection";
+  const differs = location.cause_share !== null && Math.abs(location.cause_share - location.share) >= 0.05;
   const where = location.fingerprint ? `error_fingerprint = ${literal(location.fingerprint)}` : null;
   if (location.what === "failed") {
     const text = `${location.stage ?? "the run"} failed with ${location.error_type ?? "an error"}`;
@@ -346,6 +344,7 @@ function LocationText({
           text
         )}
         : {percent(location.share)} of {failures}
+        {differs && `; ${percent(location.cause_share)} of those that match row 1`}
       </>
     );
   }
@@ -353,10 +352,10 @@ function LocationText({
   return (
     <>
       <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
-      with {duration(location.other_ms)}: {percent(location.share)} of the additional time
-      {location.cause_share !== null &&
-        Math.abs(location.cause_share - location.share) >= 0.05 &&
-        `; ${percent(location.cause_share)} in the ${explanation.over} that match the first difference`}
+      with {duration(location.other_ms)} on average:{" "}
+      {differs
+        ? `${percent(location.cause_share)} of the additional time of the ${explanation.over} that match row 1; ${percent(location.share)} of all additional time`
+        : `${percent(location.share)} of the additional time`}
     </>
   );
 }

@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import type { Bin, Facet, Facets as Data } from "../api";
+import type { Bin, Explanation, Facet, Facets as Data } from "../api";
 import { compact, count, measured, NO_VALUE, percent, plural } from "../format";
 import { identifier } from "../predicate";
 import { FieldMenu } from "./FieldMenu";
@@ -18,12 +18,19 @@ const RESULTS = new Set(
   ).split(" "),
 );
 
-export function Facets({ data, select }: { data: Data; select: string }): JSX.Element {
+type Properties = {
+  data: Data;
+  select: string;
+  /** How the selection differs; null while it is loading, and without a selection. */
+  explanation: Explanation | null;
+};
+
+export function Facets({ data, select, explanation }: Properties): JSX.Element {
   const [all, setAll] = useState(false);
   const [wanted, setWanted] = useState("");
   // A field with one value in all rows says nothing.
   const constant = data.fields.filter((each) => isConstant(each));
-  // If rows are selected by how they ended, it is no news that these fields differ.
+  // If rows are selected by how they ended, it is expected that these fields differ.
   const byResult = /\b(failed|outcome|status|error\w*)\b/.test(select);
   const isLast = (each: Facet) => Number(byResult && RESULTS.has(each.field));
   const varying = data.fields
@@ -50,7 +57,7 @@ export function Facets({ data, select }: { data: Data; select: string }): JSX.El
       )}
       <div class="facets">
         {fields.map((facet) => (
-          <FacetCard key={facet.field} facet={facet} data={data} />
+          <FacetCard key={facet.field} facet={facet} data={data} badge={badgeOf(facet.field, explanation)} />
         ))}
       </div>
       {!wanted && varying.length > FIRST && (
@@ -89,11 +96,25 @@ function constantValue(facet: Facet): string {
   return facet.values[0]?.value ?? measured(facet.field, facet.bins[0]?.low);
 }
 
-function FacetCard({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
-  const compared = data.rest > 0;
-  const differs = compared && facet.difference >= 0.2;
+type Badge = "differs" | "likely effect" | null;
+
+/** Return what the comparison found out about a field, so that the distributions never contradict it. */
+function badgeOf(field: string, explanation: Explanation | null): Badge {
+  const isIn = (rows: Explanation["differences"]) =>
+    rows.some(
+      (row) => row.fields.includes(field) || row.synonyms.some((each) => each.startsWith(`${field} `)),
+    );
+  if (!explanation) return null;
+  return isIn(explanation.differences) ? "differs" : isIn(explanation.effects) ? "likely effect" : null;
+}
+
+/** Number of characters from which a value needs the width of two fields. */
+const LONG = 24;
+
+function FacetCard({ facet, data, badge }: { facet: Facet; data: Data; badge: Badge }): JSX.Element {
+  const isLong = facet.values.some(({ value }) => (value?.length ?? 0) >= LONG);
   return (
-    <section class="facet" aria-label={facet.field}>
+    <section class={`facet ${isLong ? "long" : ""}`} aria-label={facet.field}>
       <h3>
         <FieldMenu
           where={`${identifier(facet.field)} IS NOT NULL`}
@@ -101,7 +122,7 @@ function FacetCard({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
           label={<Middle text={facet.field} title={false} />}
           title={facet.field}
         />
-        {differs && <span class="differs">differs</span>}
+        {badge && <span class={`badge ${badge === "differs" ? "differs" : ""}`}>{badge}</span>}
       </h3>
       {facet.kind === "values" ? <Values facet={facet} data={data} /> : <Numbers facet={facet} data={data} />}
     </section>

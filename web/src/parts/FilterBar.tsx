@@ -115,7 +115,7 @@ export function FilterBar(): JSX.Element {
   const apply = (next: string[]) => go(changed({ where: joinTerms(next), before: "" }));
   const type = (name: string) => known.find((each) => plain(each.text) === name)?.type ?? null;
 
-  // The beginning of a field's name, or a comparison without a value, is no predicate yet.
+  // The beginning of a field's name, or a comparison without a value, is not a predicate yet.
   const incomplete = (typed: string) => {
     const { field: name, operator: sign, prefix: rest } = parts(typed);
     if (sign) return rest === "";
@@ -347,7 +347,7 @@ function suggest(
   ].filter((each, index, all) => all.findIndex((other) => other.text === each.text) === index);
 }
 
-/** What a word that is no field may be: a value of a common field. */
+/** What a word that is not a field may be: a value of a common field. */
 function guesses(word: string, known: Completion[]): Suggestion[] {
   const texts = [...COMMON, "error"].filter((name) =>
     known.some((each) => plain(each.text) === name && each.type === "text"),
@@ -365,7 +365,7 @@ function guesses(word: string, known: Completion[]): Suggestion[] {
   });
 }
 
-/** What is missing in a text that is no predicate yet. */
+/** What is missing in a text that is not a predicate yet. */
 function expected(typed: string): string {
   const { field, operator } = parts(typed);
   if (operator) return `A value is missing after ${field}${operator}`;

@@ -11,12 +11,14 @@ const SHORT = 18;
 export function Middle({ text, title = true }: { text: string; title?: boolean }): JSX.Element {
   if (text.length <= SHORT) return <bdi class="clip">{text}</bdi>;
   const characters = [...text];
+  const start = characters.slice(0, -END);
   const end = characters.slice(-END).join("");
   return (
     <span class="middle" {...(title ? { title: text } : {})}>
       <span class="unseen">{text}</span>
-      <bdi aria-hidden="true" class="start">
-        {characters.slice(0, -END).join("")}
+      {/* In little space, the start keeps half of it; 0.8ch is less than the width of most characters. */}
+      <bdi aria-hidden="true" class="start" style={{ minWidth: `min(50%, ${0.8 * start.length}ch)` }}>
+        {start.join("")}
       </bdi>
       <bdi aria-hidden="true" class="end">
         {end}

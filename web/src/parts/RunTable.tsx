@@ -22,7 +22,7 @@ type Properties = {
 export function RunTable({ rows, label, brief = false, order, checked, onCheck }: Properties): JSX.Element {
   const running = rows.some((row) => row.running.length > 0);
   return (
-    <table class={`runs ${onCheck ? "checkable" : ""}`} aria-label={label}>
+    <table class={`runs ${onCheck ? "checkable" : ""} ${brief ? "brief" : ""}`} aria-label={label}>
       <thead>
         <tr>
           {onCheck && (

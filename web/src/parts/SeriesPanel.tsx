@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
-import type { Completion, Series, SeriesGroup } from "../api";
+import type { Completion, Mark, Series, SeriesGroup } from "../api";
 import { type Line, LineChart } from "../charts/LineChart";
 import { MarkLegend } from "../charts/Marks";
 import { compact, count, duration, NO_VALUE, percent, plural } from "../format";
@@ -92,9 +92,10 @@ type Properties = {
   fields: Completion[];
   /** What the chart shows if nothing else was chosen. */
   preset: Stat;
+  marks: Mark[];
 };
 
-export function SeriesPanel({ query, fields, preset }: Properties): JSX.Element {
+export function SeriesPanel({ query, fields, preset, marks }: Properties): JSX.Element {
   const state = useParameters();
   const stat: Stat = state.chart && state.chart in STATS ? (state.chart as Stat) : preset;
   const { data } = query;
@@ -134,12 +135,12 @@ export function SeriesPanel({ query, fields, preset }: Properties): JSX.Element 
       }
       footer={
         data &&
-        (data.other_groups > 0 || data.marks.length > 0) && (
+        (data.other_groups > 0 || marks.length > 0) && (
           <>
             {data.other_groups > 0 && (
               <span>The ten most frequent values; {plural(data.other_groups, "other value")} not shown.</span>
             )}
-            <MarkLegend marks={data.marks} since={from} until={from + data.steps * data.step_s * 1000} />
+            <MarkLegend marks={marks} since={from} until={from + data.steps * data.step_s * 1000} />
           </>
         )
       }
@@ -153,7 +154,8 @@ export function SeriesPanel({ query, fields, preset }: Properties): JSX.Element 
               since={series.since}
               step_s={series.step_s}
               lines={lines}
-              marks={series.marks}
+              marks={marks}
+              incomplete={[series.incomplete_first, series.incomplete_last]}
               format={STATS[stat].format}
               {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
               onRange={openRange}

@@ -29,14 +29,14 @@ export function TimeRange(): JSX.Element {
   const { since, until } = useParameters();
   useStore(zone);
   const label = rangeLabel(since, until);
-  if (savedPage) return <span class="muted">{label}</span>;
+  if (savedPage) return <span class="muted">{`${label}, ${zoneName()}`}</span>;
   return (
     <Menu
       name={`Time range: ${label}`}
       title={`Times are in ${zoneName()}`}
       label={
         <>
-          <span>{label}</span>
+          <span>{label}</span> <span class="muted">{zoneName()}</span>
           <Icon name="menu" />
         </>
       }

@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
 import type { RunDetails } from "../api";
 import { Waterfall, WaterfallLegend } from "../charts/Waterfall";
-import { duration, measured, time, value } from "../format";
+import { duration, measured, plural, time, value } from "../format";
 import { section, table } from "../markdown";
 import { usePage } from "../page";
 import { Mark } from "../parts/Mark";
@@ -38,7 +38,7 @@ export function Compare(): JSX.Element {
             line.name,
             cell(line.one),
             cell(line.other),
-            line.change === null ? "" : signed(line.change),
+            difference(line),
           ]),
         ),
       ),
@@ -125,7 +125,9 @@ export function Compare(): JSX.Element {
                       <td class="number">
                         <StageCell row={line.other} />
                       </td>
-                      <td class="number">{line.change === null ? "–" : signed(line.change)}</td>
+                      <td class="number">
+                        {difference(line)}
+                      </td>
                     </tr>
                   ))}
                 </tbody>
@@ -154,7 +156,7 @@ function StageCell({ row }: { row: Row | undefined }): JSX.Element {
 
 /** How long a stage ran; null if it did not run. */
 function took(row: Row): number | null {
-  return row.status === "SKIP" ? null : row.duration;
+  return row.status === "SKIP" || row.status === "PENDING" ? null : row.duration;
 }
 
 function cell(row: Row | undefined): string {
@@ -189,10 +191,51 @@ function summary(one: RunDetails, other: RunDetails, lines: Line[]): string {
   const change = total(other) - total(one);
   const largest = lines[0];
   const stage =
-    largest?.change && Math.sign(largest.change) === Math.sign(change)
-      ? `, mostly ${largest.name} (${signed(largest.change)})`
-      : "";
-  return `First run ${outcome(one.run)} after ${duration(total(one))}, second run ${outcome(other.run)} after ${duration(total(other))}: ${signed(change)}${stage}`;
+    largest?.change && Math.sign(largest.change) === Math.sign(change) ? `, mostly ${reason(largest)}` : "";
+  const others = [...missing(lines.filter((line) => line !== largest || !stage))]
+    .map(([where, names]) => `; ${listed(names)} ${names.length > 1 ? "were" : "was"} ${where}`)
+    .join("");
+  return `First run ${outcome(one.run)} after ${duration(total(one))}, second run ${outcome(other.run)} after ${duration(total(other))}: ${signed(change)}${stage}${others}`;
+}
+
+/** "search (+3.4 s)", or that a stage ran in one of the runs only. */
+function reason(line: Line): string {
+  const where = notRun(line);
+  if (!where) return `${line.name} (${signed(line.change ?? 0)})`;
+  const ran = [line.one, line.other].map((row) => (row ? took(row) : null)).find((each) => each !== null);
+  return `because ${line.name} was ${where} (${duration(ran)} in the ${line.one && took(line.one) !== null ? "first" : "second"})`;
+}
+
+/** "not reached in the second run"; null if the stage ran in both runs, or in none. */
+function notRun({ one, other }: Line): string | null {
+  const [before, after] = [one, other].map((row) => (row ? took(row) : null));
+  if ((before === null) === (after === null)) return null;
+  const row = before === null ? one : other;
+  // A stage that is skipped because an earlier one failed has a reason such as "search failed".
+  const isSkipped = row?.status === "SKIP" && !/ failed$/.test(row.note);
+  const what = !row ? "missing in" : isSkipped ? "skipped in" : "not reached in";
+  return `${what} the ${before === null ? "first" : "second"} run`;
+}
+
+/** "+3.4 s", or "not reached" for a stage that ran in one run only. */
+function difference(line: Line): string {
+  return notRun(line)?.replace(/ in the .*$/, "") ?? (line.change === null ? "–" : signed(line.change));
+}
+
+/** The stages that did not run, by where. */
+function missing(lines: Line[]): Map<string, string[]> {
+  const found = new Map<string, string[]>();
+  for (const line of lines) {
+    const where = notRun(line);
+    if (where) found.set(where, [...(found.get(where) ?? []), line.name]);
+  }
+  return found;
+}
+
+/** "a, b and c"; of many names, the first three. */
+function listed(names: string[]): string {
+  const shown = names.length > 4 ? [...names.slice(0, 3), plural(names.length - 3, "other stage")] : names;
+  return shown.length > 1 ? `${shown.slice(0, -1).join(", ")} and ${shown[shown.length - 1]}` : (shown[0] ?? "");
 }
 
 type Fields = Map<string, unknown>;

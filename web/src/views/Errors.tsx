@@ -24,7 +24,7 @@ export function Errors(): JSX.Element {
     followedSlowly,
   );
   const { data } = query;
-  const order = ORDERS.find(([name]) => name === state.sort)?.[0] ?? "count";
+  const order = ORDERS.find(([name]) => name === state.sort)?.[0] ?? "new";
   const rows = data ? ordered(distinct(data.rows), order) : [];
   const sentence = data ? describe(rows) : "Errors";
 
@@ -67,7 +67,7 @@ export function Errors(): JSX.Element {
                 key={name}
                 type="button"
                 aria-pressed={order === name}
-                onClick={() => go(changed({ sort: name === "count" ? "" : name }), { replace: true })}
+                onClick={() => go(changed({ sort: name === "new" ? "" : name }), { replace: true })}
               >
                 {title}
               </button>
@@ -130,17 +130,20 @@ export function Errors(): JSX.Element {
   );
 }
 
-type Order = "count" | "last" | "first";
+type Order = "new" | "count" | "last" | "first";
 
 const ORDERS: [Order, title: string][] = [
+  ["new", "New first"],
   ["count", "Most frequent"],
   ["last", "Last seen"],
-  ["first", "Newest"],
+  ["first", "First seen"],
 ];
 
-/** Sort the errors; those that occurred first at the latest time are the newest. */
+/** Sort the errors, which the server orders by their frequency. */
 function ordered(rows: ErrorRow[], order: Order): ErrorRow[] {
   if (order === "count") return rows;
+  if (order === "new")
+    return [...rows].sort(({ group: one }, { group: other }) => Number(other.is_new) - Number(one.is_new));
   return [...rows].sort(
     ({ group: one }, { group: other }) => Date.parse(other[order]) - Date.parse(one[order]),
   );
@@ -176,7 +179,15 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
           </span>
         )}
         <div class="small-only muted small">
-          {group.stage ?? "the run"}, {group.pipeline}
+          {group.stage ?? "the run"}, {group.pipeline} · {plural(group.users, "user")} · first{" "}
+          <Ago at={group.first} />
+          {example && (
+            <>
+              {" · "}
+              <Link to={viewAddress("run", { id: example })}>Example</Link>
+            </>
+          )}
+          <FailuresOverTime trend={group.trend} />
         </div>
       </td>
       <td class="medium-only">
@@ -188,12 +199,7 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
       </td>
       <td class="number wide-only">{count(group.users)}</td>
       <td class="medium-only trend">
-        <Sparkline
-          kind="bars"
-          colour="fail-bar"
-          values={group.trend}
-          label={`Failures over time: ${group.trend.map((each) => count(each)).join(", ")}`}
-        />
+        <FailuresOverTime trend={group.trend} />
       </td>
       <td class="wide-only nowrap">
         <Ago at={group.first} />
@@ -203,6 +209,17 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
       </td>
       <td class="medium-only">{example && <Link to={viewAddress("run", { id: example })}>Open</Link>}</td>
     </tr>
+  );
+}
+
+function FailuresOverTime({ trend }: { trend: number[] }): JSX.Element {
+  return (
+    <Sparkline
+      kind="bars"
+      colour="fail-bar"
+      values={trend}
+      label={`Failures over time: ${trend.map((each) => count(each)).join(", ")}`}
+    />
   );
 }
 
@@ -224,9 +241,9 @@ function describe(rows: ErrorRow[]): string {
   const names = [...new Set(fresh.map(nameOf))];
   const more = names.length > 3 ? ` and ${names.length - 3} more` : "";
   const newest = fresh.length
-    ? `; ${plural(fresh.length, "is", "are")} new: ${names.slice(0, 3).join(", ")}${more}`
+    ? `${plural(fresh.length, "new error")}: ${names.slice(0, 3).join(", ")}${more} · `
     : "";
-  return `${plural(rows.length, "different error")} in ${plural(total, "failure")}, most often ${nameOf(first)}${newest}`;
+  return `${newest}${plural(rows.length, "different error")} in ${plural(total, "failure")}, most often ${nameOf(first)}`;
 }
 
 function nameOf({ group }: ErrorRow): string {

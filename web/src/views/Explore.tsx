@@ -1,13 +1,15 @@
 /** A number over time, and what is different about a selected region. */
 
 import type { JSX } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import type {
   Completions,
   Differences as Compared,
+  Explanation,
   Facet,
   Facets as Distributions,
   Heatmap as Map,
+  Mark,
   Series,
 } from "../api";
 import { Heatmap, HeatmapLegend } from "../charts/Heatmap";
@@ -24,7 +26,7 @@ import { FieldOptions } from "../parts/FieldOptions";
 import { Empty, Panel } from "../parts/Panel";
 import { SeriesPanel, type Stat } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
-import { and, type Box, boxPredicate, label, literal, parseBox, splitTerms } from "../predicate";
+import { and, type Box, boxPredicate, label, literal, parseBox, SAME_ERROR, splitTerms } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
@@ -67,6 +69,9 @@ export function Explore(): JSX.Element {
     select: highlighted ?? "",
   });
   const fields = useQuery<Completions>("explore-fields", "api/complete", { over: state.over });
+
+  const explanation = select && !compared.stale ? (compared.data?.explanation ?? null) : null;
+  const marks = useMemo(() => marksOf(series.data, explanation), [series.data, explanation]);
 
   const box = map.data && select ? parseBox(select, map.data.measure_sql) : null;
   const stale = map.stale || (select !== "" && (facets.stale || compared.stale));
@@ -146,7 +151,7 @@ export function Explore(): JSX.Element {
                 </span>
               )}
               <MarkLegend
-                marks={series.data?.marks ?? []}
+                marks={marks}
                 since={Date.parse(map.data.since)}
                 until={Date.parse(map.data.since) + map.data.columns * map.data.step_s * 1000}
               />
@@ -163,7 +168,7 @@ export function Explore(): JSX.Element {
               box={box}
               selecting={select !== ""}
               highlight={highlighted ? highlight.data : null}
-              marks={series.data?.marks ?? []}
+              marks={marks}
               onBox={choose}
               onUse={setInUse}
             />
@@ -191,9 +196,7 @@ export function Explore(): JSX.Element {
       </Panel>
       {select ? (
         <Panel title="What is different about the selection" query={compared} height={240}>
-          {(data) => (
-            <Differences explanation={data.explanation} sameTime={data.same_time} onHover={setHovered} />
-          )}
+          {(data) => <Differences explanation={data.explanation} onHover={setHovered} />}
         </Panel>
       ) : (
         map.data &&
@@ -205,7 +208,7 @@ export function Explore(): JSX.Element {
           select ? (
             <>
               Distributions: <span class="key-selection">selection</span> and{" "}
-              <span class="key-rest">{against ? "the rest of the same time" : "the rest"}</span>
+              <span class="key-rest">{against ? "the rest from the same time" : "the rest"}</span>
             </>
           ) : (
             "Distributions"
@@ -215,10 +218,19 @@ export function Explore(): JSX.Element {
         height={360}
       >
         {(data) =>
-          data.fields.length ? <Facets data={data} select={select} /> : <Empty>No field has values.</Empty>
+          data.fields.length ? (
+            <Facets data={data} select={select} explanation={explanation} />
+          ) : (
+            <Empty>No field has values.</Empty>
+          )
         }
       </Panel>
-      <SeriesPanel query={series} fields={fields.data?.suggestions ?? []} preset={presetOf(measure, colour)} />
+      <SeriesPanel
+        query={series}
+        fields={fields.data?.suggestions ?? []}
+        preset={presetOf(measure, colour)}
+        marks={marks}
+      />
       <SqlDrawer sql={rowsSql(over, state, select)} />
     </div>
   );
@@ -355,17 +367,33 @@ function describe(
       `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
     );
   } else if (select !== "failed")
-    parts.push(compared?.explanation.described ?? withTimes(splitTerms(select).map(label).join(", ")));
+    parts.push(compared?.explanation.described ?? titleOf(select, facets));
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
     const failed = failureShares(facets);
     if (failed && select !== "failed")
-      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " of the same time" : ""}`);
+      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " from the same time" : ""}`);
   }
   if (compared && (select === "failed" || parts.length < 3))
     parts.push(withTimes(compared.explanation.summary));
   return parts.join(" · ") || "Explore";
+}
+
+/** Return the selection in words, with the type of the error instead of its fingerprint. */
+function titleOf(select: string, facets: Distributions | null): string {
+  const types = facets?.fields.find((each) => each.field === "error_type")?.values ?? [];
+  const [found, ...others] = types.filter((each) => each.value !== null && each.selection > 0);
+  const words = withTimes(splitTerms(select).map(label).join(", "));
+  return found?.value && others.length === 0 ? words.replace(SAME_ERROR, found.value) : words;
+}
+
+/** The marks of the time range, and the time since which the selected rows are more frequent. */
+function marksOf(series: Series | null, explanation: Explanation | null): Mark[] {
+  const marks = series?.marks ?? [];
+  if (!explanation?.onset) return marks;
+  const label = `more ${explanation.selected_are}`;
+  return [...marks, { at: explanation.onset, until: null, kind: "onset", label, where: null }];
 }
 
 /** Return the address of another selection, which is compared with all other rows. */

@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
 import type { Causes, Finding, Mark, Overview as Data, Series } from "../api";
 import { LineChart } from "../charts/LineChart";
+import { MARK_KINDS } from "../charts/Marks";
 import { Ago } from "../clock";
 import { command } from "../command";
 import { duration, time, withTimes } from "../format";
@@ -12,6 +13,7 @@ import { usePage } from "../page";
 import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
+import { incident } from "../incident";
 import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
 import { and } from "../predicate";
 import { useQuery } from "../query";
@@ -31,6 +33,11 @@ export function Overview(): JSX.Element {
   const findings = causes?.findings ?? data?.findings ?? [];
   const pending = query.stale ? "Loading…" : explained.loading && !causes ? "Searching for causes…" : null;
   const series = data?.series;
+  const onsets = causes?.onsets;
+  const marks = useMemo(() => [...(series?.marks ?? []), ...(onsets ?? [])], [series, onsets]);
+  const changes = [...(onsets ?? []), ...(data?.changes ?? [])].sort(
+    (one, other) => Date.parse(other.at) - Date.parse(one.at),
+  );
   const lines = useMemo(
     () =>
       series && {
@@ -44,7 +51,7 @@ export function Overview(): JSX.Element {
   usePage({
     title: "Overview",
     command: command("stats", state),
-    ...(data ? { sql: data.series.sql, markdown: () => markdown(state, data, findings) } : {}),
+    ...(data ? { sql: data.series.sql, markdown: () => markdown(state, changes, data, findings) } : {}),
   });
 
   if (query.problem && !data) return <ProblemBox problem={query.problem} retry={query.reload} />;
@@ -70,7 +77,8 @@ export function Overview(): JSX.Element {
                   since={each.since}
                   step_s={each.step_s}
                   lines={lines[stat]}
-                  marks={each.marks}
+                  marks={marks}
+                  incomplete={[each.incomplete_first, each.incomplete_last]}
                   format={STATS[stat].format}
                   {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
                   onRange={openRange}
@@ -85,7 +93,7 @@ export function Overview(): JSX.Element {
       </div>
       <div class="overview-lists">
         <Panel secondary title="What changed" query={query} height={180}>
-          {({ changes }) =>
+          {() =>
             changes.length ? (
               <ol class="changes">
                 {changes.slice(0, 12).map((change) => (
@@ -95,7 +103,7 @@ export function Overview(): JSX.Element {
                 ))}
               </ol>
             ) : (
-              <p class="muted">No version, error or alert occurred for the first time.</p>
+              <p class="muted">Nothing started, and no version, error or alert is new.</p>
             )
           }
         </Panel>
@@ -179,6 +187,16 @@ function Findings({
 }): JSX.Element {
   return (
     <section aria-label="Findings" class="findings-area" aria-busy={pending !== null}>
+      <h1 class={stale ? "stale" : ""}>
+        {incident(findings)}
+        {pending && (
+          <span class="muted nowrap" role="status">
+            {" "}
+            {pending}
+          </span>
+        )}
+        {problem && !pending && <span class="muted"> The causes are unknown: {problem}</span>}
+      </h1>
       <ul class={`findings ${stale ? "stale" : ""}`}>
         {findings.map((finding, index) => {
           const [shape, kind, word] = LEVELS[finding.level];
@@ -191,11 +209,7 @@ function Findings({
               <div>
                 <span class="unseen">{word}: </span>
                 {pending && !stale && index === 0 && <span class="muted">Provisional: </span>}
-                {index === 0 ? (
-                  <h1>{withTimes(finding.text)}</h1>
-                ) : (
-                  <span>{withTimes(finding.text)}</span>
-                )}{" "}
+                <span>{withTimes(finding.text)}</span>{" "}
                 {to && (
                   <Link to={to} class="nowrap">
                     {finding.view === "explore"
@@ -215,15 +229,6 @@ function Findings({
                       Runs since then
                     </Link>
                   </>
-                )}
-                {index === 0 && pending && (
-                  <span class="muted nowrap" role="status">
-                    {" "}
-                    {pending}
-                  </span>
-                )}
-                {index === 0 && problem && !pending && (
-                  <span class="muted"> The causes are unknown: {problem}</span>
                 )}
               </div>
             </li>
@@ -257,15 +262,13 @@ function runsSince({ where, cause }: Finding, since: string): string {
   return viewAddress("runs", { where: and(parameters.value.where, affected), since });
 }
 
-const KINDS: Record<Mark["kind"], string> = { version: "new version", error: "new error", alert: "alert" };
-
 function ChangeLine({ change }: { change: Mark }): JSX.Element {
   return (
     <>
       <span class="muted nowrap">
         <Ago at={change.at} />
       </span>
-      <span class={change.kind === "version" ? "" : "is-fail"}>{KINDS[change.kind]}</span>
+      <span class={change.kind === "version" ? "" : "is-fail"}>{MARK_KINDS[change.kind]}</span>
       {change.where ? (
         <Link to={viewAddress("explore", { select: change.where })}>
           <bdi>{change.label}</bdi>
@@ -300,17 +303,17 @@ function NoRecords({ source }: { source: string }): JSX.Element {
   );
 }
 
-function markdown(state: Parameters, data: Data, findings: Finding[]): string {
+function markdown(state: Parameters, changes: Mark[], data: Data, findings: Finding[]): string {
   return section(
-    "# Overview",
+    `# ${incident(findings)}`,
     scope(state),
     findings.map((finding) => `- ${finding.level}: ${finding.text}`).join("\n"),
-    data.changes.length > 0 &&
-      `## What changed\n\n${data.changes
+    changes.length > 0 &&
+      `## What changed\n\n${changes
         .slice(0, 12)
         .map(
           (each) =>
-            `- ${time(each.at)}${each.until ? ` to ${time(each.until)}` : ""} ${KINDS[each.kind]}: ${each.label}`,
+            `- ${time(each.at)}${each.until ? ` to ${time(each.until)}` : ""} ${MARK_KINDS[each.kind]}: ${each.label}`,
         )
         .join("\n")}`,
     data.failing.length > 0 &&

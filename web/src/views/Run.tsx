@@ -298,8 +298,8 @@ function CompareMenu({ details }: { details: RunDetails }): JSX.Element {
       label="Compare"
       items={[
         {
-          label: "With the newest run that ended OK",
-          run: () => void find("outcome = 'ok'", "run that ended OK"),
+          label: "With the newest successful run",
+          run: () => void find("outcome = 'ok'", "successful run"),
         },
         { label: "With the newest failure", run: () => void find("failed", "failure") },
       ]}
@@ -383,7 +383,8 @@ function Explanation({
     .slice(0, 8);
   const what = { ran_ms: "ran", waited_ms: "waited", retried_ms: "retried" };
   const compared = peers.rows > 0;
-  const slow = compared && excess(explanation.duration_ms) > 0;
+  // Above the p95 of the other runs; a fast run that failed is not slow.
+  const slow = compared && (explanation.duration_ms.value ?? 0) > (explanation.duration_ms.p95 ?? Infinity);
   if (!compared && !same) return null;
   return (
     <section class="panel explanation">
@@ -391,7 +392,7 @@ function Explanation({
         <h2>
           {slow ? "Why this run was slow: compared with " : "Compared with "}
           {compared ? plural(peers.count, "other run") : "other runs"} of {explanation.pipeline}
-          {compared ? " that ended OK" : ""}
+          {compared ? " with outcome ok" : ""}
         </h2>
       </header>
       <div class="body stack">
@@ -407,7 +408,7 @@ function Explanation({
         )}
         {!compared && (
           <p class="muted">
-            No other run of this pipeline ended OK, so there is nothing to compare with.
+            No other run of this pipeline has the outcome ok, so there is nothing to compare with.
           </p>
         )}
         {compared && rows.length === 0 && (
@@ -419,14 +420,16 @@ function Explanation({
               <thead>
                 <tr>
                   <th scope="col">Stage</th>
-                  <th scope="col">What</th>
+                  <th scope="col" class="medium-only">
+                    What
+                  </th>
                   <th scope="col" class="number">
                     This run
                   </th>
                   <th scope="col" class="number">
                     Difference
                   </th>
-                  <th scope="col" class="number">
+                  <th scope="col" class="number medium-only">
                     p50
                   </th>
                   <th scope="col" class="number medium-only">
@@ -445,14 +448,24 @@ function Explanation({
                         {stage.stage}
                       </button>
                       {stage.critical && <span class="muted small medium-only"> critical path</span>}
+                      <div class="small-only muted small">
+                        {what[part]} · <span class="nowrap">p50 {duration(each.p50)}</span> ·{" "}
+                        <span class="nowrap">p95 {duration(each.p95)}</span>
+                        {each.percentile !== null && (
+                          <>
+                            {" · "}
+                            <span class="nowrap">slower than {percent(each.percentile)}</span>
+                          </>
+                        )}
+                      </div>
                     </td>
-                    <td>{what[part]}</td>
+                    <td class="medium-only">{what[part]}</td>
                     <td class="number">{duration(each.value)}</td>
                     <td class={`number ${more > 0 && (each.percentile ?? 0) > 0.95 ? "is-fail" : ""}`}>
                       {more > 0 ? "+" : "−"}
                       {duration(Math.abs(more))}
                     </td>
-                    <td class="number">{duration(each.p50)}</td>
+                    <td class="number medium-only">{duration(each.p50)}</td>
                     <td class="number medium-only">{duration(each.p95)}</td>
                     <td class="number medium-only">{percent(each.percentile)}</td>
                   </tr>

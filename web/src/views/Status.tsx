@@ -168,7 +168,7 @@ export function Status(): JSX.Element {
               empty=""
               rows={[
                 ["records", status.source],
-                ["age of the snapshot", duration(status.age_s * 1000)],
+                ["records read", `${duration(status.age_s * 1000)} ago`],
                 ["dropped events", count(status.dropped)],
                 ["open pages", count(status.viewers)],
                 ["running queries", count(status.queries)],

@@ -173,7 +173,7 @@ def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
 
     Args:
         terminal: The console to print to.
-        journal: The directory of the journal.
+        journal: The journal directory.
         run_id: The run to show in an example; None for the last one.
     """
     _title(terminal, "The journal")

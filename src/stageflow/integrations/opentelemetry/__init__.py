@@ -1,4 +1,4 @@
-"""OpenTelemetry: stages are active spans, and the spans of instrumentations become fields of their events."""
+"""OpenTelemetry: stages are active spans, and spans of instrumentation libraries become fields of events."""
 
 from ...errors import MissingExtraError
 

@@ -80,9 +80,9 @@ class StageflowSpanProcessor(SpanProcessor):
     While it exists, the spans that the code of a stage starts are children of the span of its attempt, as
     `OtlpExporter` sends it; so are the spans of services that the stage calls. Each span that ends in a stage
     and represents a call is added to the attributes of the attempt: `http.client.count`, `http.client.ms`,
-    `http.client.errors`, `http.client.slowest`, `http.client.slowest_ms` and `http.client.hosts`, also for
-    `db`, `gen_ai.client`, `rpc.client` and `messaging`. The usage of a model is recorded as by `record_llm`.
-    Numbers, durations and errors are also added to the run.
+    `http.client.errors`, `http.client.slowest`, `http.client.slowest_ms` and `http.client.hosts`. The same
+    applies to `db`, `gen_ai.client`, `rpc.client` and `messaging`. The usage of a model is recorded as by
+    `record_llm`. Numbers, durations and errors are also added to the run.
 
     Of nested spans of the same kind, the innermost is counted. Spans that OpenTelemetry does not sample are
     not counted.

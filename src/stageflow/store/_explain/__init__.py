@@ -48,9 +48,9 @@ def explain(
     25,000 rows, numbers and combinations are compared in a deterministic sample.
 
     Args:
-        connection: A connection to DuckDB with the views `runs` and `stages`. It is left unchanged.
+        connection: A connection to DuckDB with the `runs` and `stages` views. It is left unchanged.
         where: A predicate over the view, which defines the selection; NULL counts as false. Default None,
-            for failures: the column `failed` of a store, or status FAIL in views without that column.
+            for failures: the `failed` column of a store, or status FAIL in views without that column.
         against: A predicate for the rest; default None, for all rows that are not selected. With the
             default `where`, None also excludes cancelled rows. Rows that match both predicates belong to
             the selection.

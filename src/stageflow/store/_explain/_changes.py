@@ -164,7 +164,7 @@ def _onset(
 
 @dataclass(frozen=True)
 class _History:
-    """All rows in which a value can have occurred, also those that are not compared."""
+    """All rows in which a value can have occurred, including those that are not compared."""
 
     population: Population
     condition: str | None

@@ -1,4 +1,4 @@
-"""Combinations of conditions on two or three fields that explain the selection only together."""
+"""Combinations of conditions on two or three fields that explain the selection only if combined."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ __all__ = ["find_combinations"]
 
 
 _MAX_LEVELS = 20
-"""Only this number of values of a field is combined, the most frequent ones."""
+"""Maximum number of values of a field that are combined: the most frequent ones."""
 
 _RANGES = 16
-"""Number of quantiles between which ranges of a number begin and end."""
+"""Number of intervals between quantiles that the ranges of a numeric field consist of."""
 
 _LOW, _HIGH = np.triu_indices(_RANGES)
 
 _MAX_FIELDS = 48
-"""Only the conditions of this number of fields are combined, those that explain most on their own."""
+"""Maximum number of fields that are combined: those that explain the most on their own."""
 
 _MAX_FIRST = 120
-"""Only this number of conditions is combined with others, those that explain most on their own."""
+"""Maximum number of conditions that are combined with others: those that explain the most alone."""
 
 _MAX_FIRST_RANGES = 3
-"""Number of ranges of a number that are combined with others."""
+"""Number of ranges of a numeric field that are combined with other conditions."""
 
 _MAX_EXTENDED = 30
-"""Only this number of pairs is extended by a third condition."""
+"""Maximum number of pairs that are extended by a third condition."""
 
 _MAX_TESTED = 4
 """Number of combinations to test; each is a comparison."""
 
 _MIN_GAIN = 1.1
-"""A combination must explain this many times the deviance that any part of it explains."""
+"""A combination must explain at least this many times the deviance that any part of it explains."""
 
 _MIN_ROWS = 5
-"""Minimum number of selected rows in the half in which combinations are searched."""
+"""Minimum number of selected rows in the half that is searched for combinations."""
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """The values of a field, as a few levels: single values, or the quantiles of a number.
+    """The values of a field, as a few levels: single values, or the quantiles of a numeric field.
 
     Attributes:
         values: The values.
-        table: The table of the values; None for the quantiles of a number.
+        table: The table of the values; None for the quantiles of a numeric field.
         codes: The level of each sampled row; -1 if its value is missing or too rare.
-        of_level: The index in the table of each level.
+        of_level: For each level, the index of its value in the table.
     """
 
     values: FieldValues
@@ -108,6 +108,31 @@ class _Block:
         self._selected = selected
         self._is_weighted = bool((weights != 1).any())
         self.bounds = np.cumsum([0, *(one.conditions for one in levels)])
+        # Row n has the conditions of field n; the remaining columns refer to the count of missing values.
+        self._of_field = np.full((len(levels), max(sizes, default=0)), self._size)
+        for n, (size, start) in enumerate(zip(sizes, starts, strict=False)):
+            self._of_field[n, :size] = np.arange(start, start + size)
+
+    def sets(self, selected: Floats, rest: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
+        """Return the sets of values of each field that can explain the most, from one value to all.
+
+        The best set of a size consists of the values with the highest rates (Breiman et al. 1984, for a
+        field that divides rows into two classes).
+
+        Args:
+            selected: The weight of the selected rows with each value.
+            rest: The weight of the other rows.
+
+        Returns:
+            Three matrices with a row for each field: its levels, highest rate first, and the weights of the
+            selected and of the other rows of the sets that begin with the first level.
+        """
+        of_field = [np.append(part, 0.0)[self._of_field] for part in (selected, rest)]
+        with np.errstate(invalid="ignore"):
+            rate = np.nan_to_num(of_field[0] / (of_field[0] + of_field[1]), nan=-1.0)
+        order = np.argsort(-rate, axis=1, kind="stable")
+        sums = [np.cumsum(np.take_along_axis(part, order, axis=1), axis=1) for part in of_field]
+        return order, sums[0], sums[1]
 
     def counts(self, mask: Mask) -> tuple[Floats, Floats]:
         """Return the weight of the selected and of the other rows that meet each condition.
@@ -174,35 +199,40 @@ class _Group:
 
 
 def find_combinations(
-    values: Sequence[FieldValues], tables: Mapping[str, ValueTable | None], cohorts: Cohorts
+    values: Sequence[FieldValues],
+    tables: Mapping[str, ValueTable | None],
+    cohorts: Cohorts,
+    rows: Mask,
 ) -> list[Tested]:
     """Return the most promising combinations, selected in half of the clusters and tested in the other half.
 
     There are always four results, each of them a hypothesis; one without a combination has no findings.
-    The p-value is the highest one of the parts, each tested among the rows that meet the other parts: a
+    The p-value is the highest p-value of its parts, each tested among the rows that meet the other parts: a
     combination is significant only if all of its parts are necessary.
 
     Args:
         values: The fields that can be causes, in the sampled rows.
         tables: The values of each field.
         cohorts: The sampled rows.
+        rows: The rows in which to search. The counts of the findings are those of all sampled rows.
     """
-    half = _first_half(cohorts)
+    first = _first_half(cohorts)
+    half, other_half = rows & first, rows & ~first
     # The number of hypotheses does not depend on the data.
     untested = [Tested()] * _MAX_TESTED
-    if any(0.0 in cohorts.subset(rows).totals for rows in (half, ~half)):
+    if any(0.0 in cohorts.subset(part).totals for part in (half, other_half)):
         return untested
     search = _Search(values, tables, cohorts, half)
-    groups = [search.widened(group) for group in search.promising()]
+    groups = [search.fitted(group) for group in search.promising()]
     tested = []
     for group in groups:
         parts = search.findings(group, half)
         if len(parts) != len(group.conditions):
             continue
-        p = max(_part_p(parts, part, cohorts, ~half) for part in parts)
-        # The reported limits fit all rows.
-        fitted = search.findings(group, np.ones(len(half), bool))
-        tested.append(Tested(1, [_combination(fitted, cohorts, p)], p))
+        p = max(_part_p(parts, part, cohorts, other_half) for part in parts)
+        # The reported limits fit both halves.
+        parts = search.findings(group, rows)
+        tested.append(Tested(1, [_combination(parts, cohorts, p)], p))
     return (tested + untested)[:_MAX_TESTED]
 
 
@@ -262,7 +292,7 @@ class _Search:
         ]
 
     def _most_promising(self, levels: Sequence[_Levels]) -> dict[str, _Levels]:
-        """Return the fields of which a single condition explains most."""
+        """Return the fields whose best single condition explains the most."""
         if len(levels) <= _MAX_FIELDS:
             return {one.name: one for one in levels}
         gains: dict[str, float] = {}
@@ -301,7 +331,9 @@ class _Search:
         """Return the combinations that explain more than their parts, best first, on different fields."""
         values, ranges = self._blocks
         first = self._first + [
-            self._of_level(levels, at) for levels in values.levels for at in range(len(levels.of_level))
+            self._of_levels(levels, np.array([at]))
+            for levels in values.levels
+            for at in range(len(levels.of_level))
         ]
         if ranges.levels:
             g2 = self._deviances(*ranges.counts(np.ones(len(self._rows), bool)))
@@ -314,7 +346,7 @@ class _Search:
         triples = self._extended(sorted(pairs, key=lambda one: -one.score)[:_MAX_EXTENDED])
         chosen: list[_Group] = []
         for group in sorted((*pairs, *triples), key=lambda one: -one.score):
-            # Groups of other fields that describe the same rows compete in the other half.
+            # Groups on other fields that match the same rows compete in the other half.
             known = any(group.names <= other.names or group.names >= other.names for other in chosen)
             if known or not self._gains(group):
                 continue
@@ -323,30 +355,34 @@ class _Search:
                 break
         return chosen
 
-    def widened(self, group: _Group) -> _Group:
-        """Return a group whose conditions on one value include the other values that are as bad.
+    def fitted(self, group: _Group) -> _Group:
+        """Return a group whose conditions on values contain all affected values, and no others.
 
-        Two organizations with the same problem are one combination, and not one of them by chance.
+        If two organizations have the same problem, the combination contains both, not an arbitrary one of
+        them. The values are compared among the rows that meet the other conditions.
         """
         for n, one in enumerate(group.conditions):
             others = [other.mask for other in group.conditions if other is not one]
             rows = np.asarray(np.logical_and.reduce([self._half, *others]))
-            single = one.find(rows)
-            if single is None or single.shape != "value":
+            current = one.find(rows)
+            if current is None or current.shape not in ("value", "values"):
                 continue
             found = find_set(rows, self._values[one.field], self._tables[one.field], self._cohorts)
-            if found is None or not found.mask[one.mask].all():
+            if found is None:
                 continue
             conditions = list(group.conditions)
             conditions[n] = _Condition(one.field, partial(_found, found), found.mask)
-            wider = replace(group, conditions=tuple(conditions))
-            gain = self._deviance(wider.mask)
-            if gain >= _MIN_GAIN * self._deviance(group.mask) and self._gains(wider):
-                group = replace(wider, gain=gain)
+            better = replace(group, conditions=tuple(conditions))
+            gain, known = self._deviance(better.mask), self._deviance(group.mask)
+            # A set replaces a value only if it contains the value, and explains clearly more.
+            is_better = gain > known if current.shape == "values" else gain >= _MIN_GAIN * known
+            is_wider = current.shape == "values" or bool(found.mask[one.mask].all())
+            if is_better and is_wider and self._gains(better):
+                group = replace(better, gain=gain)
         return group
 
     def findings(self, group: _Group, rows: Mask) -> list[Finding]:
-        """Return the conditions of a group; the limits of a number fit the other conditions in some rows."""
+        """Return the conditions of a group, with numeric limits that are fitted to some of the rows."""
         found = []
         for one in group.conditions:
             others = [other.mask for other in group.conditions if other is not one]
@@ -356,29 +392,48 @@ class _Search:
         return found
 
     def _extended(self, groups: Sequence[_Group]) -> list[_Group]:
-        """Return for each group its best extension by a condition on each other field."""
+        """Return the best extension of each group by a condition on each other field."""
         found: dict[tuple[frozenset[str], float], _Group] = {}
         for group in groups:
             mask = group.mask[self._rows]
             for block in self._blocks:
-                g2 = self._deviances(*block.counts(mask))
+                counts = block.counts(mask)
+                g2 = self._deviances(*counts)
+                sets = self._best_sets(block, *counts)
                 for n, levels in enumerate(block.levels):
                     here = g2[block.bounds[n] : block.bounds[n + 1]]
-                    at = int(np.argmax(here))
-                    gain = float(here[at])
+                    chosen: NDArray[np.intp] = np.array([np.argmax(here)])
+                    gain = float(here[chosen[0]])
+                    if n in sets and sets[n][1] >= _MIN_GAIN * gain:
+                        chosen, gain = sets[n]
                     if gain < _MIN_GAIN * group.gain or levels.name in group.names:
                         continue
                     key = group.names | {levels.name}, gain
                     if key not in found:
                         condition = (
-                            self._of_level(levels, at)
+                            self._of_levels(levels, chosen)
                             if levels.table is not None
-                            else self._of_range(levels, at)
+                            else self._of_range(levels, int(chosen[0]))
                         )
-                        found[key] = _Group(
-                            (*group.conditions, condition), gain, group.cost + self._cost(levels.name)
-                        )
+                        choices = math.comb(levels.conditions, len(chosen)) / levels.conditions
+                        cost = group.cost + self._cost(levels.name) + 2 * math.log(choices)
+                        found[key] = _Group((*group.conditions, condition), gain, cost)
         return list(found.values())
+
+    def _best_sets(
+        self, block: _Block, selected: Floats, rest: Floats
+    ) -> dict[int, tuple[NDArray[np.intp], float]]:
+        """Return the levels and the gain of the set of values that explains the most, by field index."""
+        if not block.levels or block.levels[0].table is None:
+            return {}
+        order, of_selected, of_rest = block.sets(selected, rest)
+        g2 = self._deviances(of_selected.ravel(), of_rest.ravel()).reshape(order.shape)
+        best = np.argmax(g2, axis=1)
+        return {
+            n: (order[n, : size + 1], float(g2[n, size]))
+            for n, size in enumerate(best)
+            if 0 < size < block.levels[n].conditions - 1
+        }
 
     def _cost(self, name: str) -> float:
         """Return the deviance that the best condition on any field explains by chance."""
@@ -407,19 +462,22 @@ class _Search:
         found[(selected / totals[0] <= rest / totals[1]) | (selected < _MIN_ROWS)] = 0
         return found
 
-    def _of_level(self, levels: _Levels, at: int) -> _Condition:
-        mask = np.asarray(levels.codes == at)
+    def _of_levels(self, levels: _Levels, chosen: NDArray[np.intp]) -> _Condition:
+        mask = np.isin(levels.codes, chosen)
 
-        def find(_: Mask) -> Finding | None:
+        def find(others: Mask) -> Finding | None:
             assert levels.table is not None, "a level is a value of a table"
-            return single_value(Named.of(levels.values.field), levels.table, int(levels.of_level[at]), mask)
+            if len(chosen) > 1:
+                return find_set(others, levels.values, levels.table, self._cohorts)
+            at = int(levels.of_level[chosen[0]])
+            return single_value(Named.of(levels.values.field), levels.table, at, mask)
 
         return _Condition(levels.name, find, mask)
 
     def _of_range(self, levels: _Levels, at: int) -> _Condition:
         def find(others: Mask) -> Finding | None:
             numbers = levels.values.numbers
-            assert numbers is not None, "a range is one of numbers"
+            assert numbers is not None, "a range consists of numbers"
             found = find_orders(levels.values.field, numbers, self._cohorts, others, outside=False)[0]
             return found[0] if found else None
 

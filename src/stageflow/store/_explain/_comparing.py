@@ -102,7 +102,7 @@ def compare_field(
         add(find_orders(field, values.numbers, cohorts))
         if field.is_time:
             add(find_calendar(field, values.numbers, cohorts))
-    # The shapes share the lowest p-value; the one that explains most is reported.
+    # The shapes share the lowest p-value; the one that explains the most is reported.
     best = [replace(max(findings, key=lambda one: one.score), p=lowest)] if findings else []
     if absence:
         if table is not None and table.is_complete:
@@ -115,14 +115,14 @@ def compare_field(
             lowest = min(lowest, found.p)
             left_out = None
     if not comparisons and left_out is None:
-        left_out = "the same in every row"
+        left_out = "empty in every row" if missing.all() else "the same in every row"
     return Tested(
         comparisons, [one.scaled(comparisons) for one in best], min(1.0, lowest * comparisons), left_out
     )
 
 
 def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: Cohorts) -> list[Finding]:
-    """Return the prefixes, elements and calendar conditions that explain most in some of the sampled rows.
+    """Return the prefixes, elements and calendar conditions that explain the most in some sampled rows.
 
     Args:
         rows: The rows to search. The masks of the findings contain all rows.
@@ -141,7 +141,7 @@ def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: 
 
 
 def find_set(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: Cohorts) -> Finding | None:
-    """Return the set of values that explains most in some of the sampled rows; None if a value is as good.
+    """Return the set of values that explains the most in some sampled rows; None if one value is as good.
 
     Args:
         rows: The rows to search. The mask of the finding contains all rows.

@@ -41,7 +41,7 @@ def document_fields(
 
     Args:
         connection: The connection.
-        table: The table, or a query in parentheses, with the column `rest`.
+        table: The table, or a query in parentheses, with the `rest` column.
         columns: The columns of the table.
         view: The view of the fields, if it is not the view that is compared.
 
@@ -56,23 +56,23 @@ def document_fields(
         f"ORDER BY hash(document), document LIMIT {_MAX_DOCUMENTS + 1}"
     ).fetchall()
     if len(found) > _MAX_DOCUMENTS:
-        left_out["attributes that only rare documents contain"] = ["rest"]
+        left_out["attributes that only rare JSON documents contain"] = ["rest"]
     leaves: dict[_Path, set[_Kind]] = {}
     for (document,) in found[:_MAX_DOCUMENTS]:
         try:
             for path, kind in _leaves(msgspec.json.decode(document), ()):
                 leaves.setdefault(path, set()).add(kind)
         except (msgspec.DecodeError, RecursionError):
-            left_out["attributes in documents that cannot be read"] = ["rest"]
+            left_out["attributes in JSON documents that cannot be read"] = ["rest"]
     by_name = {column.name: column for column in columns}
     fields, replaced = [], set()
     names: set[str] = set()
     for n, (path, kinds) in enumerate(sorted(leaves.items())):
         name = ATTRIBUTE + ".".join(path)
         if n >= _MAX_LEAVES:
-            left_out.setdefault(f"beyond the maximum of {_MAX_LEAVES} attributes in documents", []).append(
-                name
-            )
+            left_out.setdefault(
+                f"beyond the maximum of {_MAX_LEAVES} attributes in JSON documents", []
+            ).append(name)
         elif any(not key or not _NOT_IN_PATHS.isdisjoint(key) for key in path):
             left_out.setdefault("a JSON path cannot contain the name", []).append(name)
         elif name in names:

@@ -37,8 +37,11 @@ class Explanation(ExplanationRecord, frozen=True, kw_only=True):
             None if time makes no difference.
         onset_range: The earliest and the latest time that the onset can be, with a confidence of about 95%,
             RFC 3339; None if it is unknown.
+        same_time: The other rows of the time of the selection; None if its predicate does not restrict the
+            time, or if they are fewer than 20.
         locations: Where the selection differs; the most important location is first.
-        differences: Possible causes, ordered by the deviance that each adds to those above it.
+        differences: Possible causes, ordered by the deviance that each adds to those above it; those that are
+            due to the time of the selection (`Difference.same_time_share`) are last.
         effects: Likely effects, such as statuses and times, if the predicate refers to results of runs.
         changes: What occurred for the first time shortly before the onset, if it was requested.
         changes_before: The time of the onset to which `changes` refers; None if it was not requested.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,7 @@ from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
 from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
+from ._same_time import SameTimeRows
 from ._sample import Floats, Population, Sample, sample_rows
 from ._slow import describe_slow
 from ._summary import end_of, onset_of, summarize
@@ -57,10 +59,10 @@ _COMMENT = re.compile(r"""('(?:[^']|'')*'|"(?:[^"]|"")*")|--[^\n]*""")
 """Quoted texts and identifiers, which are kept, and comments."""
 
 _MAX_EFFECTS = 5
-"""Maximum number of effects: they say where to look, but not why."""
+"""Maximum number of effects: they show where to look, but not why."""
 
 _CONCENTRATED = 2.0
-"""From this design effect on, the concentration of the selection in few clusters is a limitation."""
+"""From this design effect upward, the concentration of the selection in a few clusters is a limitation."""
 
 _FEW = 20
 """Below this number of independent selected rows, the absence of differences says little."""
@@ -155,6 +157,14 @@ def _population(
     return population, cluster, counted
 
 
+class _Role(Enum):
+    """What a finding can be, in the order of the differences."""
+
+    CAUSE = auto()
+    DUE_TO_TIME = auto()
+    EFFECT = auto()
+
+
 class _Investigation:
     def __init__(
         self,
@@ -177,6 +187,8 @@ class _Investigation:
         self._left_out: dict[str, list[str]] = {}
         self._tested: dict[str, Tested] = {}
         self._totals = totals
+        restricts_time = "started_at" in referenced and request.against is None
+        self._same_time = SameTimeRows.of(sample) if restricts_time else None
 
     def explanation(self) -> Explanation:
         selection, rest = self._sample.totals
@@ -200,10 +212,11 @@ class _Investigation:
         combined = self._combinations(fields)
         found = significant([*tested, *combined], alpha, skipped=fields.skipped)
         cohorts = self._sample.cohorts
-        by_role: dict[bool, list[Ranked]] = {False: [], True: []}
-        for one in found:
-            by_role[self._is_effect(one.finding)].append(one)
-        causes, effects = (rank(part, self._values, cohorts, alpha) for part in by_role.values())
+        causes, due_to_time, effects = (
+            rank([one for one in found if self._role(one.finding) == role], self._values, cohorts, alpha)
+            for role in _Role
+        )
+        causes += due_to_time
         differences, likely_effects = self._differences(causes, effects)
         onset, onset_range = self._onset([one.finding for one in causes])
         cause = differences[0].condition if differences else None
@@ -219,7 +232,12 @@ class _Investigation:
         )
         sql = None if differences else self._concentration()
         explanation = structs.replace(
-            explanation, onset=onset, onset_range=onset_range, locations=locations, sql=sql
+            explanation,
+            onset=onset,
+            onset_range=onset_range,
+            same_time=self._same_time.described if self._same_time is not None else None,
+            locations=locations,
+            sql=sql,
         )
         explanation = structs.replace(explanation, summary=summarize(explanation))
         return self._with_changes(explanation) if self._request.changed else explanation
@@ -302,10 +320,21 @@ class _Investigation:
         possible = [
             self._values[name] for name in self._tested if self._can_be_cause(self._values[name].field)
         ]
-        return find_combinations(possible, fields.tables, self._sample.cohorts)
+        # Without the rows of other times, no field that changed before the selection started, such as a
+        # version, takes the place of the time in a combination.
+        rows = (
+            self._same_time.rows if self._same_time is not None else np.ones(len(self._sample.starts), bool)
+        )
+        return find_combinations(possible, fields.tables, self._sample.cohorts, rows)
 
     def _can_be_cause(self, field: Field) -> bool:
         return field.column not in SUBORDINATE and not self._is_result(field)
+
+    def _role(self, finding: Finding) -> _Role:
+        if self._is_effect(finding):
+            return _Role.EFFECT
+        is_due_to_time = self._same_time is not None and self._same_time.share(finding) is not None
+        return _Role.DUE_TO_TIME if is_due_to_time else _Role.CAUSE
 
     def _is_effect(self, finding: Finding) -> bool:
         """Return whether a finding is a likely effect, if the predicate refers to results."""
@@ -385,11 +414,15 @@ class _Investigation:
                     deviance=one.deviance,
                     q_value=one.q,
                     run_ids=self._sample.run_ids(one.finding.mask),
+                    parts=tuple(part.text for part in one.finding.parts),
                     sql=self._sql(one.finding.condition.sql),
                     synonyms=tuple(synonym.text for synonym in one.synonyms),
                     verdict=one.verdict,
                     relates_to=one.relates_to.text if one.relates_to is not None else None,
                     varies=one.varies.text if one.varies is not None else None,
+                    same_time_share=self._same_time.share(one.finding)
+                    if self._same_time is not None
+                    else None,
                 )
             )
         if self._request.sort == "excess":
@@ -442,7 +475,7 @@ class _Investigation:
         independent = max(1, round(selection.rows / self._totals.design_effect))
         if self._totals.design_effect >= _CONCENTRATED and self._cluster is not None:
             limitations.append(
-                f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}; "
+                f"The {self._kind_of_selection()} are concentrated in a few values of {self._cluster}; "
                 f"they count as {independent:,} independent {self._request.over}."
             )
         if fields and independent < _FEW:
@@ -452,7 +485,7 @@ class _Investigation:
             )
         if not self._sample.is_complete:
             limitations.append(
-                f"Numbers, times, combinations and attributes in documents were compared in a sample of "
+                f"Numbers, times, combinations and attributes in JSON documents were compared in a sample of "
                 f"{int(selected.sum()):,} selected and {int((~selected).sum()):,} other rows; other values "
                 f"were counted in all rows."
             )

@@ -126,7 +126,7 @@ def find_orders(
         outside: Whether the finding may be that a value is outside of an interval.
 
     Returns:
-        The condition that explains most, not yet corrected, or none; the number of comparisons; and the
+        The condition that explains the most, not yet corrected, or none; the number of comparisons; and the
         lowest p-value of all.
     """
     ordered = _Ordered.of(numbers if rows is None else np.where(rows, numbers, np.nan), cohorts)

@@ -69,11 +69,11 @@ Record = Mapping[str, Any]
 def compare_with_peers(
     connection: DuckDBPyConnection, record: RunRecord, within: str | None
 ) -> RunExplanation:
-    """Compare a run with other runs of the same pipeline that ended OK.
+    """Compare a run with other runs of the same pipeline with the outcome `ok`.
 
     Args:
         connection: The connection with the views of a store.
-        record: The record of the run, also if it has not ended.
+        record: The record of the run, which may not have ended.
         within: A predicate for the peers; None for all.
     """
     run = record.run
@@ -480,7 +480,7 @@ def _summary(explanation: RunExplanation, failed_in: str | None) -> str:
         verb = f"failed in {failed_in} after"
     sentence = f"This run {verb} {taken}"
     if duration.p50 is None or duration.p95 is None:
-        return f"{sentence}. No other run of this pipeline ended OK."
+        return f"{sentence}. No other run of this pipeline has the outcome ok."
     sentence += f", typically {duration_text(duration.p50)} (p50; p95 {duration_text(duration.p95)})"
     parts = _excess_parts(explanation.stages)
     if duration.excess > 0 and parts:

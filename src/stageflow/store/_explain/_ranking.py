@@ -20,7 +20,7 @@ __all__ = ["Ranked", "rank", "significant"]
 
 
 _MAX_RANKED = 40
-"""Only this number of findings is compared with others, those that explain most."""
+"""Only this number of findings is compared with others, those that explain the most."""
 
 _MAX_MUTUAL = 12
 """Each of this number of findings is compared with each other one."""

@@ -9,7 +9,7 @@ __all__ = ["RunExplanation"]
 
 
 class RunExplanation(RunExplanationRecord, frozen=True, kw_only=True):
-    """One run, compared with its peers: other runs of the same pipeline that ended OK.
+    """One run, compared with its peers: other runs of the same pipeline with the outcome `ok`.
 
     Attributes:
         run_id: Its `pipeline_run_id`.

@@ -84,7 +84,7 @@ def design_effect(
     It is the variance of the difference if every field had a single value within each cluster, divided by
     its variance with independent rows (Kish 1965; Moulton 1986, with an intra-cluster correlation of 1 for
     the field, and the observed one for the selection). It is 1 if the selected rows are spread over the
-    clusters as if by chance, and the size of the clusters if whole clusters are selected.
+    clusters at random, and the size of the clusters if whole clusters are selected.
 
     Args:
         selection: The weight of the selected rows of each cluster.

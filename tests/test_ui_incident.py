@@ -1,0 +1,326 @@
+"""Tests of the web UI with an incident: each view leads to the stage and the runs that it is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from incident_runs import write_incident
+from playwright.sync_api import Page, expect
+from test_ui_browser import Watched, browser, opened, settle
+from ui_server import Served, serve
+
+from stageflow.store import EventStore
+
+__all__ = ["browser", "opened"]
+
+pytestmark = pytest.mark.timeout(120)
+
+SLOWEST = "duration_ms > CASE pipeline_name WHEN 'ask' THEN 1250 WHEN 'ingest' THEN 1230 END"
+"""The selection to which the finding about durations leads."""
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_incident(tmp_path_factory.mktemp("incident") / "journal")
+
+
+@pytest.fixture(scope="module")
+def ui(journal: Path) -> Generator[Served]:
+    with serve(journal) as served:
+        yield served
+
+
+# ---------------------------------------------------------------- where
+
+
+def test_stage_of_the_first_difference_precedes_that_of_the_usual_tail(journal: Path) -> None:
+    with EventStore(journal) as store:
+        places = {place.stage: place for place in store.explain_slow("runs").locations}
+    assert list(places) == ["search", "llm"]
+    assert places["search"].share < places["llm"].share
+    assert places["search"].cause_share == pytest.approx(1, abs=0.05)
+
+
+def test_error_of_the_first_difference_precedes_more_frequent_ones(journal: Path) -> None:
+    with EventStore(journal) as store:
+        found = store.explain()
+    assert "eu-4" in str(found.differences[0])
+    first, second = found.locations[:2]
+    assert (first.stage, second.stage) == ("search", "llm")
+    assert first.share < second.share
+    assert first.cause_share is not None
+    assert first.cause_share > 0.5
+
+
+@pytest.mark.slow
+def test_where_begins_with_the_stage_of_the_first_difference(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, f"view=explore&select={quote(SLOWEST)}").page
+    where = page.locator(".differences li", has_text="of the additional time of the runs that match row 1")
+    expect(where.first).to_contain_text("search took")
+
+
+# ---------------------------------------------------------------- stages
+
+
+def test_stages_are_compared_with_the_baseline(ui: Served) -> None:
+    found = ui.get("stages")
+    rows = {row["stat"]["stage"]: row for row in found["rows"] if row["stat"]["pipeline"] == "ask"}
+    search, llm = rows["search"], rows["llm"]
+    assert search["earlier"]["count"] + search["recent"]["count"] == search["stat"]["count"]
+    assert search["recent"]["p99_ms"] > 10 * search["earlier"]["p99_ms"]
+    assert llm["recent"]["p99_ms"] < 1.5 * llm["earlier"]["p99_ms"]
+    assert search["earlier"]["failed"] == 0 < search["recent"]["failed"]
+    assert len(search["p99_ms"]) == len(search["p95_ms"])
+    assert max(filter(None, search["p99_ms"][:20])) < 500 < max(filter(None, search["p99_ms"][-8:]))
+
+
+@pytest.mark.slow
+def test_stages_begin_with_what_changed(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=stages&pipeline=ask").page
+    expect(page.locator("h1")).to_contain_text(
+        re.compile(r"^ask: search became slower: p99 \S+ s since .* before")
+    )
+    expect(page.locator("h1")).to_contain_text("search fails more often")
+    first = page.get_by_role("table", name="Stages").locator("tbody tr").first
+    expect(first).to_contain_text("guard")
+    page.get_by_role("button", name="Change").click()
+    expect(first).to_contain_text("search")
+    assert "sort=change" in page.url
+    expect(first.get_by_role("img", name="p99 over time").last).to_be_visible()
+    page.get_by_role("button", name="Change").click()
+    expect(first).to_contain_text("guard")
+
+
+# ---------------------------------------------------------------- fields of stages
+
+
+@pytest.mark.slow
+def test_filter_by_an_attribute_without_its_stage_suggests_the_stage(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    watched = opened(ui, "view=runs")
+    page = watched.page
+    page.get_by_role("combobox", name="Filter").fill("shard = eu-4")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Use search/attributes.shard").click()
+    page.wait_for_url(re.compile("where=.*search%2Fattributes.shard"))
+    expect(page.locator("h1")).to_contain_text(re.compile(r"^\d+ runs match the filter"))
+    watched.problems[:] = [each for each in watched.problems if "status of 400" not in each]
+
+
+# ---------------------------------------------------------------- two runs
+
+
+@pytest.mark.slow
+def test_comparison_states_which_stages_were_not_reached(ui: Served, opened: Callable[..., Watched]) -> None:
+    failed = ui.get("runs", where="first_failed_stage = 'search' and pipeline_name = 'ask'")["rows"][0]
+    ended = ui.get("runs", where="outcome = 'ok' and pipeline_name = 'ask' and duration_ms > 900")["rows"][0]
+    page = opened(ui, f"view=compare&id={ended['run_id']}&with={failed['run_id']}").page
+    expect(page.locator("h1")).to_contain_text("not reached in the second run")
+    expect(page.locator("h1")).not_to_contain_text("llm (")
+    line = page.get_by_role("table", name="Stages of both runs").locator("tr", has_text="llm")
+    expect(line.locator("td").last).to_have_text("not reached")
+
+
+# ---------------------------------------------------------------- distributions
+
+
+@pytest.mark.slow
+def test_distributions_agree_with_the_differences(ui: Served, opened: Callable[..., Watched]) -> None:
+    select = quote("failed and first_failed_stage = 'llm'")
+    page = opened(ui, f"view=explore&select={select}").page
+    expect(page.get_by_text("differs as a cause").first).to_be_visible()
+    expect(page.locator(".facet .badge.differs")).to_have_count(0)
+    page = opened(ui, f"view=explore&select={quote('duration_ms > 3000')}").page
+    expect(page.get_by_role("region", name="org_id").locator(".badge")).to_have_text("differs")
+    stage = page.get_by_role("region", name="first_failed_stage")
+    expect(stage.locator(".badge")).to_have_text("likely effect")
+
+
+# ---------------------------------------------------------------- incomplete intervals
+
+
+def test_series_states_which_intervals_are_incomplete(ui: Served) -> None:
+    found = ui.get("series")
+    assert (found["incomplete_first"], found["incomplete_last"]) == (True, True)
+    found = ui.get("series", since="2026-01-01T00:00:00Z", until="2026-01-03T00:00:00Z")
+    assert (found["incomplete_first"], found["incomplete_last"]) == (False, False)
+    assert ui.get("stages")["incomplete_last"]
+
+
+@pytest.mark.slow
+def test_incomplete_interval_is_marked(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui).page
+    chart = page.locator(".line-chart").first
+    expect(chart.locator("figcaption")).to_contain_text("incomplete interval")
+    chart.get_by_role("application").press("ArrowLeft")
+    expect(chart.locator("figcaption")).to_contain_text(", incomplete interval")
+    chart.get_by_role("application").press("ArrowLeft")
+    expect(chart.locator("figcaption")).not_to_contain_text(", incomplete interval")
+
+
+# ---------------------------------------------------------------- narrow windows
+
+PHONE = {"viewport": {"width": 360, "height": 800}, "has_touch": True, "is_mobile": True}
+
+
+def swipe(page: Page, x: float, y: float, dx: float, dy: float) -> None:
+    """Move a finger over the heatmap."""
+    plot = page.get_by_role("application", name="of runs over time")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    start = (box["x"] + x * box["width"], box["y"] + y * box["height"])
+    client = page.context.new_cdp_session(page)
+    for step in range(13):
+        kind = "touchStart" if step == 0 else "touchMove"
+        point = {"x": start[0] + dx * step / 12, "y": start[1] + dy * step / 12}
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    client.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+@pytest.mark.slow
+def test_steep_drag_of_a_finger_selects_and_a_vertical_one_scrolls(
+    ui: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(ui, "view=explore", **PHONE).page
+    swipe(page, 0.7, 0.9, 45, -110)
+    page.wait_for_url(re.compile("select="))
+    page.get_by_role("button", name="Clear selection").click()
+    settle(page)
+    before = page.evaluate("scrollY")
+    swipe(page, 0.5, 0.9, 3, -120)
+    page.wait_for_function(f"scrollY > {before} + 40")
+    assert "select=" not in page.url
+
+
+def assert_columns_fit(page: Page) -> None:
+    for table in page.locator("table:visible").all():
+        assert table.evaluate("each => each.scrollWidth <= each.parentElement.clientWidth + 1")
+
+
+@pytest.mark.slow
+def test_narrow_window_shows_the_key_figures(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=stages&pipeline=ask", **PHONE).page
+    row = page.get_by_role("table", name="Stages").locator("tbody tr", has_text="search")
+    for text in ("p50", "p95", "p99", "\N{MULTIPLICATION SIGN}"):
+        expect(row.get_by_text(text).locator("visible=true").first).to_be_visible()
+    assert_columns_fit(page)
+    page = opened(ui, "view=errors", **PHONE).page
+    row = page.get_by_role("table", name="Errors").locator("tbody tr").first
+    for text in ("users", "first", "Example"):
+        expect(row.get_by_text(text).locator("visible=true").first).to_be_visible()
+    assert_columns_fit(page)
+    run = ui.get("runs", where="duration_ms > 3000")["rows"][0]
+    page = opened(ui, f"view=run&id={run['run_id']}", **PHONE).page
+    row = page.get_by_role("table", name="Times compared").locator("tbody tr").first
+    for text in ("p50", "p95", "slower than"):
+        expect(row.get_by_text(text).locator("visible=true").first).to_be_visible()
+    assert_columns_fit(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_label_of_a_mark_is_above_its_line(ui: Served, opened: Callable[..., Watched], width: int) -> None:
+    page = opened(ui, viewport={"width": width, "height": 800}).page
+    expect(page.locator(".vmark.onset")).to_have_count(3)
+    for marks in page.locator(".marks").all():
+        plot, line, label = (
+            marks.bounding_box(),
+            marks.locator(".vmark.onset").bounding_box(),
+            marks.locator(".vmark-label", has_text="more").first.bounding_box(),
+        )
+        assert plot is not None
+        assert line is not None
+        assert label is not None
+        at = line["x"] + line["width"] / 2
+        assert label["x"] - 1 <= at <= label["x"] + label["width"] + 1
+        assert plot["x"] <= label["x"]
+        assert label["x"] + label["width"] <= plot["x"] + plot["width"] + 1
+
+
+@pytest.mark.slow
+def test_streaming_looks_different_from_running(ui: Served, opened: Callable[..., Watched]) -> None:
+    run = ui.get("runs", limit="1")["rows"][0]
+    page = opened(ui, f"view=run&id={run['run_id']}").page
+    ran, streamed = (
+        page.locator(f".wf-legend .seg.{kind}.is-ok").evaluate(
+            "each => getComputedStyle(each).backgroundImage"
+        )
+        for kind in ("run", "stream")
+    )
+    assert (ran, "gradient" in streamed) == ("none", True)
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.slow
+def test_selection_of_an_error_is_named_by_its_type(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=errors").page
+    page.get_by_role("link", name="What is different").first.click()
+    settle(page)
+    expect(page.locator("h1")).to_contain_text("search failed with TimeoutError (ask)")
+    expect(page.locator("h1")).not_to_contain_text("1:search")
+
+
+@pytest.mark.slow
+def test_fast_run_that_failed_is_not_explained_as_slow(ui: Served, opened: Callable[..., Watched]) -> None:
+    failed = ui.get("runs", where="failed and duration_ms < 900 and first_failed_stage = 'llm'")["rows"][0]
+    page = opened(ui, f"view=run&id={failed['run_id']}").page
+    expect(page.locator(".explanation h2")).to_have_text(re.compile("^Compared with .* with outcome ok$"))
+    slow = ui.get("runs", where="not failed and duration_ms > 3000")["rows"][0]
+    page = opened(ui, f"view=run&id={slow['run_id']}").page
+    expect(page.locator(".explanation h2")).to_contain_text("Why this run was slow")
+
+
+# ---------------------------------------------------------------- the incident on the overview
+
+
+def test_onsets_are_marks(ui: Served) -> None:
+    found = ui.get("causes")
+    (onset,) = found["onsets"]
+    assert onset["kind"] == "onset"
+    assert onset["at"] in {finding["since"] for finding in found["findings"]}
+    assert onset["label"] == "more failures, more slow runs"
+    assert {finding["kind"] for finding in found["findings"]} == {"failures", "durations"}
+
+
+@pytest.mark.slow
+def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui).page
+    expect(page.locator("h1")).to_have_text(
+        re.compile(
+            r"^Since (\d\d-\d\d )?\d\d:\d\d, runs with search/attributes\.shard = eu-4 .*more often\.$"
+        )
+    )
+    expect(page.locator("h1")).to_contain_text(re.compile(r"\bfail\b.*\bare slow\b"))
+    change = page.locator(".changes li", has_text="onset")
+    change.get_by_role("link", name="more failures").click()
+    page.wait_for_url(re.compile("view=explore.*select="))
+    expect(page.locator(".vmark.onset").first).to_be_attached()
+
+
+@pytest.mark.slow
+def test_new_errors_come_first(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui, "view=errors").page
+    rows = page.get_by_role("table", name="Errors").locator("tbody tr")
+    expect(rows.first).to_contain_text("new")
+    expect(page.locator("h1")).to_contain_text("2 new errors: TimeoutError in search")
+    expect(rows.last).to_contain_text("llm")
+    page.get_by_role("button", name="Most frequent").click()
+    expect(rows.first).to_contain_text("llm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_time_zone_is_always_visible(ui: Served, opened: Callable[..., Watched], width: int) -> None:
+    options = {"viewport": {"width": width, "height": 800}, "timezone_id": "Asia/Kolkata"}
+    page = opened(ui, "view=runs", **options).page
+    expect(page.locator("header.top").get_by_text("UTC+05:30")).to_be_visible()

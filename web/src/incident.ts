@@ -1,0 +1,51 @@
+/** The findings of the overview in one plain sentence. */
+
+import type { Finding } from "./api";
+import { shortTime } from "./format";
+import { label, splitTerms } from "./predicate";
+
+/** Return what happens to which runs since when, in one sentence without numbers. */
+export function incident(findings: Finding[]): string {
+  const [first] = findings;
+  if (!first) return "Overview";
+  const worst = findings.find((each) => each.cause !== null && each.level !== "info");
+  if (worst) {
+    // Findings about the same incident have the same onset.
+    const same = findings.filter(
+      (each) => each.cause !== null && each.since === worst.since && each.kind in EFFECTS,
+    );
+    const clauses = new Map<string, string[]>();
+    for (const each of same) {
+      const runs = runsOf(each);
+      clauses.set(runs, [...(clauses.get(runs) ?? []), EFFECTS[each.kind] as string]);
+    }
+    const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")} more often`).join("; ");
+    return `${worst.since ? `Since ${shortTime(worst.since)}, ${text}` : capitalized(text)}.`;
+  }
+  if (first.kind === "none") return first.level === "ok" ? "Nothing unusual." : first.text;
+  if (first.kind === "alert") return "An alert is firing.";
+  const since = first.since ? `Since ${shortTime(first.since)}, ` : "";
+  const rises = first.level === "bad" || first.since !== null;
+  if (first.kind === "failures") return capitalized(`${since}${rises ? "more runs fail" : "some runs fail"}.`);
+  if (first.kind === "durations") return capitalized(`${since}runs are slower.`);
+  return "Some runs were interrupted.";
+}
+
+const EFFECTS: Partial<Record<Finding["kind"], string>> = {
+  failures: "fail",
+  durations: "are slow",
+};
+
+/** "runs with search/attributes.shard=eu-4 and org_id=acme or initech", without the time of the onset. */
+function runsOf({ cause, since }: Finding): string {
+  const terms = splitTerms(cause ?? "").filter((term) => !(since && /^started_at >/.test(term)));
+  return terms.length ? `runs with ${terms.map(spaced).join(" and ")}` : "runs";
+}
+
+function spaced(term: string): string {
+  return label(term).replace(/(=|≠|>=?|<=?|≥|≤)/, " $1 ");
+}
+
+function capitalized(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}

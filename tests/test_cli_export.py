@@ -166,7 +166,7 @@ def test_retry_sends_rejected_events_and_keeps_those_rejected_again(journal: Pat
     ("arguments", "message"),
     [
         (["run"], "a URL is required"),
-        (["run", "ftp://me:secret@host"], "url must be a URL that begins with http:, https:"),
+        (["run", "ftp://me:secret@host"], "expected a URL that begins with http:, https:"),
         (["run", "http://a", "http://b", "--name", "x"], "expected a single target"),
         (["run", "--url-env", "MISSING"], "the environment variable MISSING is not set"),
         (["run", "http://a", "http://a"], "more than one exporter is named 'http-a'"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oracle import recorded
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -27,7 +28,6 @@ from stageflow._timeparse import TIME_FORMATS, parse_duration, parse_time
 from stageflow.cli._app import app
 from stageflow.errors import RunNotFoundError
 from stageflow.journal import Journal, RunFilter, _reader as newest
-from stageflow.observability import WideEventEmitter
 from stageflow.render import draw_run
 from stageflow.render._runs import draw_runs
 from stageflow.store import EventStore
@@ -73,9 +73,7 @@ def graph(name: str, sink: Any, *stages: Any) -> Any:
     pipeline = Pipeline(name)
     for stage in stages:
         pipeline = pipeline.with_stage(*stage[:2], **(stage[2] if len(stage) > 2 else {}))
-    return pipeline.build(
-        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
-    )
+    return recorded(pipeline, sink)
 
 
 def write_journal(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
+from msgspec import structs
 from rich.cells import cell_len
 from rich.console import Console
 from test_sampling import BEGAN, lines_of
@@ -488,6 +489,32 @@ def test_combination_includes_all_values_that_are_as_bad_and_separates_the_incid
     assert shares["search"][1] == pytest.approx(1, abs=0.05)
     assert f"since {found.onset[:19]}Z" in text
     assert "mostly" not in text
+
+
+def test_text_begins_with_the_stage_of_the_incident(
+    two_organizations: Path,
+) -> None:
+    with EventStore(two_organizations) as store:
+        found = store.explain_slow("runs")
+    first, other = found.differences[:2]
+    varying = structs.replace(
+        found, differences=(first, structs.replace(other, varies=str(first), verdict="remains"))
+    )
+    console = Console(file=StringIO(), width=160)
+    console.print(draw_explanation(varying, width=160))
+    text = console.file.getvalue()
+    where = [line for line in text.splitlines() if line.startswith("where")]
+    assert where[0].startswith("where  search ran")
+    assert "of the excess time of the runs with difference 1; " in where[0]
+    assert "its effect depends on whether 1 matches too" in text
+
+
+def test_slow_runs_of_each_pipeline_are_described_by_a_round_share(tmp_path: Path) -> None:
+    runs = [{"id": f"r-{n}", "ms": 10.0 + n, "pipeline": "pq"[n % 2]} for n in range(204)]
+    with EventStore(write(tmp_path / "journal", runs)) as store:
+        found = store.explain_slow("runs")
+    assert found.selection.count / 204 == pytest.approx(0.049, abs=5e-4)
+    assert found.described == "the slowest 5% of each pipeline"
 
 
 def _second(time: str) -> float:

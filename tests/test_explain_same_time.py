@@ -1,7 +1,8 @@
-"""Tests for selections whose predicate restricts the time: what is due to the time, and what is not."""
+"""Tests for values that stand for a time: of a selection that is restricted to it, and in combinations."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator
 from io import StringIO
 from pathlib import Path
@@ -104,3 +105,27 @@ def test_terminal_states_what_is_due_to_the_time(store: EventStore) -> None:
     screen.print(draw_explanation(found, width=200))
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "due to the time of the selection: 100% of the other runs from that time also match" in text
+
+
+@pytest.mark.parametrize(("release", "is_cause"), [(1_000, False), (1_400, True)])
+def test_version_is_part_of_a_combination_only_if_its_release_was_the_start(
+    tmp_path: Path, release: int, is_cause: bool
+) -> None:
+    dice = random.Random(3)
+
+    def run(number: int) -> dict[str, Any]:
+        shard = f"eu-{number % 5}"
+        affected = number >= 1_400 and shard == "eu-4"
+        return {
+            "second": number * 60,
+            "fails": dice.random() < (0.4 if affected else 0.01),
+            "user": f"u-{number % 211}",
+            "version": "2.4.0" if number >= release else "2.3.9",
+            "attributes": {"shard": shard},
+        }
+
+    with EventStore(write(tmp_path / "journal", map(run, range(RUNS)))) as store:
+        first = store.explain().differences[0]
+    assert "attributes.shard" in first.fields
+    assert ("service_version" in first.fields) is is_cause
+    assert ("started_at" in first.fields) is not is_cause

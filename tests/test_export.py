@@ -414,6 +414,55 @@ def test_first_event_that_causes_a_server_error_is_isolated_after_later_events(j
     assert [each for each, _ in letters_of(journal)] == ["e0"]
 
 
+class Choosy(Exporter):
+    """A target that rejects the event e1, and fails for batches with certain other events.
+
+    Args:
+        unnamed: Whether it reports only the number of events that it rejects.
+        failing: Ids of the events that cause failures.
+    """
+
+    name = "shop"
+
+    def __init__(self, *, unnamed: bool, failing: set[str]) -> None:
+        self.unnamed = unnamed
+        self.failing = failing
+
+    async def send(self, batch: Batch) -> Sent:
+        ids = [event.id for event in batch.events]
+        if self.failing & {*ids}:
+            raise NotSent("HTTP status 500", problem="failed")
+        if "e1" not in ids:
+            return Sent()
+        if self.unnamed:
+            return Sent(rejected_unnamed=1, message="no such field")
+        return Sent(rejected=(Rejected(ids.index("e1"), "no such field"),))
+
+
+@pytest.mark.parametrize("unnamed", [False, True])
+def test_rejected_event_is_no_evidence_that_the_target_works(journal: Path, unnamed: bool) -> None:
+    target = Choosy(unnamed=unnamed, failing={"e0", "e2"})
+    emit(journal, 0, 3)
+    with Watched(journal, target, ISOLATING) as runner:
+        runner.wait(lambda state: state.failures >= 25)
+        assert runner.state.counters.rejected == 0
+        target.failing = set()
+        runner.wait(exported(3))
+    assert (status(journal).sent, status(journal).rejected) == (2, 1)
+
+
+@pytest.mark.parametrize("unnamed", [False, True])
+def test_event_that_may_have_been_rejected_is_not_sent_as_evidence(journal: Path, unnamed: bool) -> None:
+    emit(journal, 0, 2)
+    with Watched(journal, Choosy(unnamed=unnamed, failing={"e2"}), ISOLATING) as runner:
+        runner.wait(exported(2))
+        emit(journal, 2, 4)
+        runner.wait(exported(4))
+    assert (status(journal).sent, status(journal).rejected) == (2, 2)
+    letter, reason = letters_of(journal)[-1]
+    assert (letter, "while another event was accepted" in reason) == ("e2", True)
+
+
 @pytest.mark.parametrize("code", [500, 503, 401, 403, 404])
 def test_outage_rejects_no_event(journal: Path, code: int) -> None:
     emit(journal, 0, 4)

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import check_record
+from oracle import check_record, recorded
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal, JournalReader
 from stageflow.journal._retention import RetentionPolicy
-from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
 Events = list[tuple[str, dict[str, Any]]]
@@ -30,9 +29,7 @@ async def nothing(ctx: Any) -> None: ...
 
 def graph_on(sink: JournalSink, last: Any = nothing) -> StageGraph:
     pipeline = Pipeline("p").with_stage("a", nothing).with_stage("b", last, dependencies=("a",))
-    return pipeline.build(
-        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
-    )
+    return recorded(pipeline, sink)
 
 
 def read(path: Path, name: str | None = None) -> Events:

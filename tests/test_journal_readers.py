@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
+from oracle import recorded
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow._files import try_lock
@@ -40,9 +41,7 @@ async def work(ctx: Any) -> dict[str, Any]:
 def graph_on(path: Path, name: str = "p", **options: Any) -> tuple[StageGraph, JournalSink]:
     sink = JournalSink(path, **options)
     pipeline = Pipeline(name).with_stage("a", work).with_stage("b", work, dependencies=("a",))
-    graph = pipeline.build(
-        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
-    )
+    graph = recorded(pipeline, sink)
     return graph, sink
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from uuid import UUID
 
 import pytest
 from incident import NOON, Past, after
+from notebook import outputs_of
 from rich.text import Text
 
 import stageflow
@@ -168,36 +167,7 @@ def test_results_of_a_query_become_data_frames(store: EventStore) -> None:
 def test_page_runs_in_a_notebook(tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "notebooks.md").read_text(encoding="utf-8")
     cells = [*re.findall(r"```python\n(.*?)```", page, re.DOTALL), "EventStore('journal').stats()"]
-    notebook = {
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell-{number}",
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": cell,
-            }
-            for number, cell in enumerate(cells)
-        ],
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    path = tmp_path / "page.ipynb"
-    path.write_text(json.dumps(notebook))
-    folder = Path(sys.executable).parent
-    done = subprocess.run(
-        [folder / "jupyter-execute", "--inplace", path.name],
-        cwd=tmp_path,
-        env={**os.environ, "JUPYTER_PATH": str(folder.parent / "share" / "jupyter")},
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outputs = [cell["outputs"] for cell in json.loads(path.read_text())["cells"]]
+    outputs = outputs_of(cells, tmp_path)
     assert [len(each) for each in outputs] == [1, 1, 1]  # each result is displayed once
     run, frame, stats = (each[0] for each in outputs)
     assert "{&#x27;count&#x27;: 4}" in "".join(run["data"]["text/html"])

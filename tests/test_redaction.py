@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from oracle import pipeline_wide, stage_wide
+from oracle import pipeline_wide, recorded, stage_wide
 
 from stageflow import (
     JournalSink,
@@ -44,9 +44,7 @@ def build(sink: Any, *stages: Any) -> Any:
     pipeline = Pipeline("p")
     for stage in stages:
         pipeline = pipeline.with_stage(stage.__name__, stage, optional=True)
-    return pipeline.build(
-        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
-    )
+    return recorded(pipeline, sink)
 
 
 async def annotated(sink: MemoryEventSink, **fields: Any) -> dict[str, Any]:

@@ -379,6 +379,44 @@ def test_invalid_file_is_reported_with_the_location(tmp_path: Path, text: str, s
 
 
 @pytest.mark.parametrize(
+    "where",
+    [
+        "search/duration_ms > 100",
+        "search/attributes.hits = 0",
+        '"my search/attributes.hits" = 0',
+        "user_id in (select user_id from runs where failed)",
+    ],
+)
+def test_rule_about_stages_or_other_runs_is_refused(tmp_path: Path, where: str) -> None:
+    write_runs(tmp_path / "journal", [{} for _ in range(10)])
+    sampler = TailSampler(rules=(SampleRule(where="user_id = 'u1'"), SampleRule(where=where)))
+    with EventStore(tmp_path / "journal") as store:
+        for refuse in (
+            lambda: compact(tmp_path / "journal", sampler=sampler),
+            lambda: store.dry_run(sampler),
+        ):
+            with pytest.raises(QueryError) as raised:
+                refuse()
+            expected = "reads stages or other runs; a rule can read only the sampled run"
+            assert raised.value.message == f"sampling rule 2: {where!r} {expected}"
+            assert "annotate_run" in str(raised.value.hint)
+        assert store.sql("select count(*) from runs").rows == [(10,)]
+
+
+def test_rule_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    write_runs(tmp_path / "journal", [{} for _ in range(10)])
+    sampler = TailSampler(rules=(SampleRule(where="usr_id = 'u1'"),))
+    expected = "sampling rule 1: unknown field 'usr_id' in .*; did you mean 'user_id'"
+    with EventStore(tmp_path / "journal") as store:
+        with pytest.raises(QueryError, match=expected):
+            compact(tmp_path / "journal", sampler=sampler)
+        with pytest.raises(QueryError, match=expected):
+            store.dry_run(sampler)
+        with pytest.raises(QueryError, match="per_key: unknown field 'usr_id'; did you mean 'user_id'"):
+            store.dry_run(TailSampler(per_key="usr_id"))
+
+
+@pytest.mark.parametrize(
     "sampler", [TailSampler(rules=(SampleRule(where="nope = 1"),)), TailSampler(per_key="nope")], ids=str
 )
 def test_invalid_rule_loses_no_events(tmp_path: Path, sampler: TailSampler) -> None:

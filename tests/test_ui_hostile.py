@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,71 @@ def test_zeros_do_not_raise_a_limit(ui: Served) -> None:
 def test_sql_returns_values_that_json_and_python_cannot_represent(ui: Served) -> None:
     assert ui.get("sql", query="select map {true: 1} as m")["rows"] == [["{True: 1}"]]
     assert "varchar" in ui.problem("sql", query="select interval '9999999 years'")["hint"]
+
+
+NO_FIELDS = {
+    "statements": "; drop table runs",
+    "two statements": "duration_ms; select 1",
+    "a subquery": "(select 1)",
+    "an unclosed quote": '"',
+    "a closing parenthesis": "outcome)--",
+    "a function": "count(*)",
+    "a path": "../../etc/passwd",
+    "dots": "..",
+    "markup": "<script>alert(1)</script>",
+    "a null character": "\x00",
+    "a character that reverses text": "\u202e",
+    "a list": "[]",
+    "an object": "{}",
+    "a number": "1",
+    "an unknown field": "nope",
+    "an unknown field of a stage": "llm/nope",
+    "a field of an unknown stage": "nope/status",
+    "spaces": "  ",
+    "long text": "x" * 50_000,
+}
+
+
+@pytest.mark.parametrize("over", ["runs", "stages"])
+@pytest.mark.parametrize("value", NO_FIELDS.values(), ids=NO_FIELDS)
+@pytest.mark.parametrize(
+    ("path", "parameter"), [("series", "by"), ("heatmap", "measure"), ("differences", "against")]
+)
+def test_invalid_field_is_a_problem_that_names_it(
+    ui: Served, path: str, parameter: str, value: str, over: str
+) -> None:
+    problem = ui.problem(path, **{parameter: value, "select": "failed", "over": over})
+    assert (problem["status"], problem["reason"]) == (400, "invalid")
+    assert "failed" not in problem["title"]
+    assert not set(problem["title"]) & {"\x00", "\u202e"}
+    ui.get(path, select="failed", over=over)
+
+
+@pytest.mark.parametrize("value", ["error", "failed", "started_at", "critical_path"])
+def test_measure_that_is_not_a_number_is_a_problem(ui: Served, value: str) -> None:
+    assert ui.problem("heatmap", measure=value)["title"] == f"the field {value!r} is not numeric"
+
+
+@pytest.mark.parametrize("parameter", ["select", "against", "where"])
+@pytest.mark.parametrize("value", ["started_at", "critical_path", "ended_at - started_at"])
+def test_predicate_that_is_not_a_condition_is_a_problem(ui: Served, parameter: str, value: str) -> None:
+    problem = ui.problem("differences", **{"select": "failed", parameter: value})
+    assert problem["status"] == 400
+    assert f"{value!r} is a value of type" in problem["title"]
+
+
+def test_request_of_a_megabyte_is_refused(ui: Served) -> None:
+    for parameter in ("by", "measure", "against"):
+        with closing(raw(ui, f"/api/series?{parameter}={'x' * (1 << 20)}")) as connection:
+            assert re.match(rb"HTTP/1.1 4\d\d ", connection.recv(100))
+    ui.get("series")
+
+
+def test_text_that_is_no_utf_8_is_a_problem(ui: Served) -> None:
+    for path, parameter in (("series", "by"), ("heatmap", "measure"), ("differences", "against")):
+        for value in ("%ff%fe", "%ed%a0%80"):
+            response = ui.client.get(f"/api/{path}?select=failed&{parameter}={value}")
+            assert (response.status_code, response.json()["reason"]) == (400, "invalid")
 
 
 def test_attribute_with_a_slash_is_not_a_field_of_a_stage(ui: Served) -> None:

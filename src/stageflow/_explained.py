@@ -145,8 +145,8 @@ class Location(Struct, frozen=True, kw_only=True):
         ms: Mean time per selected row in milliseconds, on the critical path; None for an error.
         other_ms: The same for the rest.
         share: The share of the failures, or of the excess time, for which the location accounts, 0 to 1.
-        cause_share: The share of the excess time of the selected rows that match the first difference; None
-            for an error, or if nothing differs.
+        cause_share: The same share for the selected rows that match the first difference; None if nothing
+            differs.
     """
 
     stage: str | None

@@ -20,7 +20,7 @@ export function incident(findings: Finding[]): string {
       const effect = EFFECTS[each.kind]?.[worst.since ? 1 : 0] as string;
       clauses.set(runs, [...(clauses.get(runs) ?? []), effect]);
     }
-    const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")}`).join("; ");
+    const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")} more often`).join("; ");
     return `${worst.since ? `Since ${shortTime(worst.since)}, ${text}` : capitalized(text)}.`;
   }
   if (first.kind === "none") return first.level === "ok" ? "Nothing unusual." : first.text;
@@ -34,8 +34,8 @@ export function incident(findings: Finding[]): string {
 
 /** The effect on the runs, now and since the onset. */
 const EFFECTS: Partial<Record<Finding["kind"], [now: string, sinceOnset: string]>> = {
-  failures: ["fail more often", "have failed more often"],
-  durations: ["are slow more often", "have been slow more often"],
+  failures: ["fail", "have failed"],
+  durations: ["are slow", "have been slow"],
 };
 
 /** "runs with search/attributes.shard=eu-4 and org_id=acme or initech", without the time of the onset. */

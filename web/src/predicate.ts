@@ -151,7 +151,7 @@ export function label(term: string): string {
   const other = /^\((.*)\) IS NOT TRUE$/is.exec(text)?.[1];
   if (other) return `not (${label(other)})`;
   const values = IN.exec(text);
-  if (values) return `${bare(values[1] ?? "")}=${(values[2] ?? "").match(LITERAL)?.map(bare).join(" or ")}`;
+  if (values) return `${bare(values[1] ?? "")}=${(values[2] ?? "").match(LITERAL)?.map(bare).sort().join(" or ")}`;
   const stages = /^pipeline_run_id in \(select pipeline_run_id from stages where (.*)\)$/is.exec(text);
   if (stages?.[1]) return stageLabel(splitTerms(stages[1]));
   return text;

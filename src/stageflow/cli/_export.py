@@ -239,8 +239,9 @@ def _exporters(
     headers_env: str | None,
 ) -> Sequence[Exporter]:
     given = {"secret_env": secret_env, "headers_env": headers_env}
-    options = {option: value for option, value in given.items() if value is not None}
-    targets = [{"url": url} for url in urls or ()] + ([{"url_env": url_env}] if url_env is not None else [])
+    options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+    targets: list[dict[str, Any]] = [{"url": url} for url in urls or ()]
+    targets += [{"url_env": url_env}] if url_env is not None else []
     try:
         if not targets:
             found = exporters_of(configured_targets())

@@ -32,7 +32,7 @@ _MAX_PREDICATE = 200
 """Maximum length of a predicate on a terminal."""
 
 _DIFFERENT = 0.05
-"""The time of the runs with the first difference is shown if its share differs by at least this much."""
+"""The share among the runs with the first difference is shown if it differs by at least this much."""
 
 _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
@@ -168,6 +168,8 @@ def _location(location: Location) -> Text:
         where = on_one_line(location.stage) if location.stage is not None else "the run"
         error = f" with {on_one_line(location.error_type)}" if location.error_type else ""
         text.append(f"{where} failed{error}: {share} of the failures", style="")
+        if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
+            text.append(f"; {percent(location.cause_share)} of those with difference 1", style="")
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
     times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"

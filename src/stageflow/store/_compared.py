@@ -34,6 +34,9 @@ __all__ = [
 _MIN_BEFORE_US = 2 * 86_400 * 1_000_000
 """Minimum time from the start of the baseline until the end of the range: two days."""
 
+_FIRST_US = epoch_us("0001-01-01T00:00:00Z")
+"""The first time that a filter accepts."""
+
 _MIN_RECENT = 20
 """Minimum number of runs in the last quarter; with fewer, the whole range is compared."""
 
@@ -88,7 +91,8 @@ class Compared(Struct, frozen=True):
         since: Start of the range.
         until: End of the range.
         before: Start of the baseline; the start of the range if there is no baseline.
-        recent_since: Start of the recent part of the range: its last quarter, or the whole range.
+        recent_since: Start of the recent part of the range: its last quarter after the first run, or all of
+            it.
         shown: The runs of the range.
         earlier: The runs from `before` to `recent_since`.
         recent: The runs after `recent_since`.
@@ -129,12 +133,13 @@ def compare(cursor: DuckDBPyConnection, weighted: bool, selected: Selected) -> C
         epoch_us(times.since) if times.since else None,
         epoch_us(times.until) if times.until else None,
     )
-    length = until_us - since_us
     since, until = rfc3339(since_us), rfc3339(until_us)
     before = start_of_baseline(times) or since
     all_rows = selected.with_baseline(before)
     shown = _rates(cursor, weighted, selected.condition(since=since, until=until))
-    recent_since = rfc3339(since_us + length * 3 // 4)
+    # The time without runs before the first one does not count.
+    start_us = max(since_us, first) if first is not None else since_us
+    recent_since = rfc3339(start_us + (until_us - start_us) * 3 // 4)
     recent = _rates(cursor, weighted, selected.condition(since=recent_since))
     if recent.count < _MIN_RECENT and times.since:
         recent_since, recent = since, shown
@@ -158,7 +163,7 @@ def start_of_baseline(filter: RunFilter) -> str | None:
     since_us, until_us = time_range(
         (None, None), epoch_us(filter.since), epoch_us(filter.until) if filter.until else None
     )
-    return rfc3339(until_us - max(2 * (until_us - since_us), _MIN_BEFORE_US))
+    return rfc3339(max(_FIRST_US, until_us - max(2 * (until_us - since_us), _MIN_BEFORE_US)))
 
 
 def time_range(

@@ -177,11 +177,13 @@ class _Explained(Struct, frozen=True):
     """Why runs fail, or are slow.
 
     Attributes:
+        affected: The predicate of these runs.
         explanation: The explanation of the range and its baseline; None if it was not requested.
         cause: The first difference that is not a time and that still has an effect in the range.
         onset: When the runs became more frequent, if it is known.
     """
 
+    affected: str
     explanation: Explanation | None = None
     cause: _Cause | None = None
     onset: _Onset | None = None
@@ -193,20 +195,25 @@ class _Explained(Struct, frozen=True):
         onset = _Onset.of(explanation)
         causes = [each for each in explanation.differences if _is_possible(each)]
         if not causes:
-            return cls(explanation, None, onset)
+            return cls(affected, explanation, None, onset)
         conditions = [each.condition for each in causes]
         counted = matches(queries, selected, compared.since, affected, conditions)
         of_range = [_Cause(*each) for each in zip(causes, counted, strict=True)]
         # The runs of the explanation include earlier ones, so a cause may have ended before the range.
         first = next((each for each in of_range if _has_effect(each.matches)), None)
-        if first is None or first is not of_range[0]:
-            return cls(explanation, first)  # the onset is that of the first difference
-        if onset is not None and onset.is_after(compared.since):
-            (since_onset,) = matches(queries, selected, onset.at, affected, conditions[:1])
-            # If all of these runs match, the effect is visible only in comparison with earlier runs.
-            if since_onset.matching < since_onset.count:
-                first = _Cause(causes[0], since_onset, onset.at)
-        return cls(explanation, first, onset)
+        # The onset is that of the first difference.
+        return cls(affected, explanation, first, onset if first is of_range[0] else None)
+
+    def since_onset(self, queries: Queries, selected: Selected, compared: Compared) -> _Explained:
+        """Return the same, with the number of runs since the onset that match the cause."""
+        if self.cause is None or self.onset is None or not self.onset.is_after(compared.since):
+            return self
+        difference = self.cause.difference
+        (found,) = matches(queries, selected, self.onset.at, self.affected, [difference.condition])
+        # If all of these runs match, the effect is visible only in comparison with earlier runs.
+        if found.matching >= found.count:
+            return self
+        return structs.replace(self, cause=_Cause(difference, found, self.onset.at))
 
 
 def _is_possible(difference: Difference) -> bool:
@@ -222,7 +229,7 @@ def findings_of(
     store: Statistics, queries: Queries, selected: Selected, compared: Compared, *, explain: bool
 ) -> tuple[OverviewFinding, ...]:
     """Return what is unusual, worst first; at least one finding."""
-    failures = slow = _Explained()
+    failures, slow = _Explained(FAILED), _Explained("false")
     filter, within = selected.with_baseline(compared.before).filter, selected.where
     if explain and _can_judge_failures(compared):
         explanation = store.explain(filter=filter, within=within)
@@ -231,7 +238,7 @@ def findings_of(
         explanation = store.explain_slow("runs", filter, within=within)
         slow = _Explained.of(queries, selected, compared, explanation.where, explanation)
         failures = _with_cause_of_slow(queries, selected, compared, failures, slow)
-    failures, slow = _agreed(failures, slow)
+    failures, slow = (each.since_onset(queries, selected, compared) for each in _agreed(failures, slow))
     found = [
         *_failures(queries, selected, compared, failures),
         *_durations(queries, selected, compared, slow, failures.onset),
@@ -259,11 +266,12 @@ def _with_cause_of_slow(
     """
     if failures.cause is not None or slow.cause is None or not _can_judge_failures(compared):
         return failures
-    since, difference = slow.cause.since, slow.cause.difference
-    (found,) = matches(queries, selected, since or compared.since, FAILED, [difference.condition])
+    onset, difference = slow.onset, slow.cause.difference
+    since = onset.at if onset is not None and onset.is_after(compared.since) else compared.since
+    (found,) = matches(queries, selected, since, FAILED, [difference.condition])
     if not _has_effect(found) or not _exceeds(found.both, (found.other_rate or 0.0) * found.matching):
         return failures
-    return _Explained(failures.explanation, _Cause(difference, found, since), slow.onset)
+    return _Explained(FAILED, failures.explanation, _Cause(difference, found), onset)
 
 
 def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]:
@@ -338,7 +346,9 @@ def _failures(
 
 
 def _fails_more(recent: Rates, earlier: Rates) -> bool:
-    expected = (earlier.rate or 0.0) * recent.rated
+    if earlier.rate is None:
+        return False
+    expected = earlier.rate * recent.rated
     is_notable = recent.failed >= max(_MIN_FAILURES, _NOTABLE * expected)
     return is_notable and _exceeds(recent.failed, expected)
 

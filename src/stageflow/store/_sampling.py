@@ -16,7 +16,8 @@ from .._toml import parse_toml
 from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
 from ._columns import AMENDMENTS, ATTRIBUTE, FAILED, quoted, text
-from ._selection import parenthesized, parse_predicate
+from ._sandbox import parts
+from ._selection import as_query_error, fields_of, parenthesized, parse_predicate, unknown_field
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -210,8 +211,8 @@ def decide(
     if sampler.first_of_a_kind:
         always.append("when is_first then 'first of its kind'")
     always.append(f"when slowest_ms > {sampler.decide_after * 1000!r} then 'long'")
-    for rule in sampler.rules:
-        parse_predicate(connection, rule.where)
+    _check_rules(connection, sampler)
+    _check_fields(connection, sampler, runs)
     rules = [f"when {parenthesized(rule.where)} then {n}" for n, rule in enumerate(sampler.rules)]
     rates = [f"when {n} then {float(rule.one_in)!r}" for n, rule in enumerate(sampler.rules)]
     reasons = [f"when {n} then {text(rule.reason or rule.where)}" for n, rule in enumerate(sampler.rules)]
@@ -263,10 +264,53 @@ def decide(
         """)
     except duckdb.Error as error:
         raise QueryError(
-            f"invalid sampling rule, or unknown per_key column {sampler.per_key!r}: {error}",
+            f"DuckDB cannot evaluate the sampling rules: {error}",
             sql="; ".join(rule.where for rule in sampler.rules),
-            hint="rules are SQL predicates over the columns of `runs`, and per_key is one of these columns",
         ) from None
+
+
+def _check_rules(connection: DuckDBPyConnection, sampler: TailSampler) -> None:
+    """Verify that each rule is a predicate over the columns of a single run.
+
+    Raises:
+        QueryError: A rule is not a valid predicate, or reads other rows.
+    """
+    for number, rule in enumerate(sampler.rules):
+        try:
+            tree = parse_predicate(connection, rule.where)
+        except QueryError as error:
+            raise _in_rule(number, error) from None
+        # A field of a stage is a subquery, too.
+        if any(part.get("class") == "SUBQUERY" for part in parts(tree)):
+            refused = QueryError(
+                f"{rule.where!r} reads stages or other runs; a rule can read only the sampled run",
+                sql=rule.where,
+                hint="add the value to the run, as in `ctx.annotate_run(hits=3)`, and use attributes.hits",
+            )
+            raise _in_rule(number, refused)
+
+
+def _check_fields(connection: DuckDBPyConnection, sampler: TailSampler, runs: str) -> None:
+    """Verify that DuckDB can evaluate the key and each rule for the columns of runs.
+
+    Raises:
+        QueryError: A field is unknown, or a rule cannot be evaluated.
+    """
+    import duckdb
+
+    known = fields_of(connection, f"({runs})")
+    if sampler.per_key.lower() not in {name.lower() for name in known}:
+        error = unknown_field(sampler.per_key, known, sampler.per_key)
+        raise QueryError(f"per_key: {error.message}", sql=sampler.per_key, hint=error.hint)
+    for number, rule in enumerate(sampler.rules):
+        try:
+            connection.execute(f"select 1 from ({runs}) where {parenthesized(rule.where)}::boolean limit 0")
+        except duckdb.Error as wrong:
+            raise _in_rule(number, as_query_error(connection, wrong, rule.where, known)) from None
+
+
+def _in_rule(number: int, error: QueryError) -> QueryError:
+    return QueryError(f"sampling rule {number + 1}: {error.message}", sql=error.sql, hint=error.hint)
 
 
 def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler) -> TailSampler:
@@ -285,12 +329,15 @@ def match_rules(connection: DuckDBPyConnection, table: str, sampler: TailSampler
     Raises:
         QueryError: A rule is invalid.
     """
+    _check_rules(connection, sampler)
     rules = []
     for number, rule in enumerate(sampler.rules):
         column = f"sampling rule {number}"
         connection.execute(f"alter table {table} add column {quoted(column)} boolean")
-        parse_predicate(connection, rule.where)
-        _match_rule(connection, table, rule.where, column)
+        try:
+            _match_rule(connection, table, rule.where, column)
+        except QueryError as error:
+            raise _in_rule(number, error) from None
         rules.append(msgspec.structs.replace(rule, where=quoted(column), reason=rule.reason or rule.where))
     return msgspec.structs.replace(sampler, rules=tuple(rules))
 
@@ -331,11 +378,7 @@ def _match_rule(connection: DuckDBPyConnection, table: str, where: str, column: 
                 break
         else:
             if len(errors) == len((values, numbers, names)):
-                raise QueryError(
-                    f"invalid sampling rule: {errors[0]}",
-                    sql=where,
-                    hint="rules are SQL predicates over the columns of `runs`",
-                )
+                raise as_query_error(connection, errors[0], where, columns)
 
 
 def _match(

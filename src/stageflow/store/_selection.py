@@ -51,6 +51,9 @@ _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column nam
 _CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
 """A constant predicate, which is accepted because it is intended."""
 
+_NO_CONDITION = re.compile(r"TIME|DATE|INTERVAL|UUID|BLOB|STRUCT|MAP|.*\[\d*\]$")
+"""The types of DuckDB whose values cannot be converted to a boolean."""
+
 _WORD = re.compile(r"\w+")
 
 _DISPLAYED = re.compile(
@@ -251,10 +254,19 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
     try:
         # As a condition of rows, a predicate cannot contain aggregates, window functions or `unnest`.
         connection.execute(f"select 1 from {over} where {parenthesized(predicate)}::boolean limit 0")
+        described = connection.execute(f"describe select {parenthesized(predicate)} from {over}").fetchall()
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
         if _UNKNOWN_COLUMN.search(str(error)):
             known += _attributes_elsewhere(connection.cursor(), over)
         raise as_query_error(connection, error, predicate, known) from error
+    type = str(described[0][1])
+    # DuckDB reports this only when it evaluates the predicate, together with others.
+    if _NO_CONDITION.match(type):
+        raise QueryError(
+            f"{predicate!r} is a value of type {type} and not a condition",
+            sql=predicate,
+            hint="compare the value: started_at >= '2026-11-24', stages_total > 3",
+        )
 
 
 def _attributes_elsewhere(connection: DuckDBPyConnection, over: Over) -> list[str]:

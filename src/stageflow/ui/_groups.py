@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._time import epoch_us, get_clock, rfc3339
 from ..store import PinnedStore, Stat, count_if, failed_with, percentiles, ranked, text
@@ -120,7 +120,7 @@ def _measured(cursor: DuckDBPyConnection, question: Question, index: str, weight
     courses: _Courses = {}
     for pipeline, stage, step, count, failed, known, ranks in found:
         rate = failed / known if known else None
-        values = (float(count), float(failed), rate, *(ranks or (None,) * 3))
+        values: tuple[Any, ...] = (float(count), float(failed), rate, *(ranks or (None,) * 3))
         courses.setdefault((pipeline or "", stage), {})[int(step)] = GroupTotal(
             **dict(zip(_STATS, values, strict=True))
         )

@@ -332,6 +332,7 @@ function LocationText({
   explanation: Explanation;
 }): JSX.Element {
   const failures = explanation.selected_are === "failures" ? "the failures" : "the selection";
+  const differs = location.cause_share !== null && Math.abs(location.cause_share - location.share) >= 0.05;
   const where = location.fingerprint ? `error_fingerprint = ${literal(location.fingerprint)}` : null;
   if (location.what === "failed") {
     const text = `${location.stage ?? "the run"} failed with ${location.error_type ?? "an error"}`;
@@ -343,6 +344,7 @@ function LocationText({
           text
         )}
         : {percent(location.share)} of {failures}
+        {differs && `; ${percent(location.cause_share)} of those that match row 1`}
       </>
     );
   }
@@ -351,7 +353,7 @@ function LocationText({
     <>
       <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
       with {duration(location.other_ms)} on average:{" "}
-      {location.cause_share !== null && Math.abs(location.cause_share - location.share) >= 0.05
+      {differs
         ? `${percent(location.cause_share)} of the additional time of the ${explanation.over} that match row 1; ${percent(location.share)} of all additional time`
         : `${percent(location.share)} of the additional time`}
     </>

@@ -243,7 +243,7 @@ function FindingsSkeleton(): JSX.Element {
   return (
     <div class="findings-area">
       <h1 class="unseen">Overview</h1>
-      <Skeleton height={72} />
+      <Skeleton height={120} />
     </div>
   );
 }

@@ -49,6 +49,17 @@ _MAX_TESTED = 4
 _MIN_GAIN = 1.1
 """A combination must explain at least this many times the deviance that any part of it explains."""
 
+_TIME = "started_at"
+
+_MIN_GAIN_OF_TIME = 6.0
+"""A condition on the time replaces a value that stands for a time if it explains this much more deviance.
+
+Its limits are chosen among many, so it explains somewhat more by chance.
+"""
+
+_NEARLY_ALL = 0.95
+"""The share of the rows of a period that have a value that stands for it."""
+
 _MIN_ROWS = 5
 """Minimum number of selected rows in the half that is searched for combinations."""
 
@@ -223,7 +234,7 @@ def find_combinations(
     if any(0.0 in cohorts.subset(part).totals for part in (half, other_half)):
         return untested
     search = _Search(values, tables, cohorts, half)
-    groups = [search.fitted(group) for group in search.promising()]
+    groups = [search.with_time(search.fitted(group)) for group in search.promising()]
     tested = []
     for group in groups:
         parts = search.findings(group, half)
@@ -381,6 +392,36 @@ class _Search:
                 group = replace(better, gain=gain)
         return group
 
+    def with_time(self, group: _Group) -> _Group:
+        """Return a group with a condition on the time instead of a value that stands for a time.
+
+        All runs since a release have its version. If the time since which the rows are selected explains
+        clearly more than the version, the release was not the start.
+        """
+        time = self._values.get(_TIME)
+        if time is None or time.numbers is None or _TIME in group.names:
+            return group
+        for n, one in enumerate(group.conditions):
+            if not _is_period(one.mask, time.numbers):
+                continue
+            others = [other.mask for other in group.conditions if other is not one]
+            rows = np.asarray(np.logical_and.reduce([self._half, *others]))
+            found = find_orders(time.field, time.numbers, self._cohorts, rows, outside=False)[0]
+            if not found:
+                continue
+            conditions = list(group.conditions)
+            conditions[n] = _Condition(_TIME, partial(self._period, time), found[0].mask)
+            better = replace(group, conditions=tuple(conditions))
+            gain = self._deviance(better.mask)
+            if gain > self._deviance(group.mask) + _MIN_GAIN_OF_TIME:
+                return replace(better, gain=gain)
+        return group
+
+    def _period(self, time: FieldValues, others: Mask) -> Finding | None:
+        assert time.numbers is not None, "a time is a number"
+        found = find_orders(time.field, time.numbers, self._cohorts, others, outside=False)[0]
+        return found[0] if found else None
+
     def findings(self, group: _Group, rows: Mask) -> list[Finding]:
         """Return the conditions of a group, with numeric limits that are fitted to some of the rows."""
         found = []
@@ -487,6 +528,16 @@ class _Search:
 
 def _found(finding: Finding, _: Mask) -> Finding:
     return finding
+
+
+def _is_period(mask: Mask, starts: Floats) -> bool:
+    """Return whether a condition is met by nearly all rows of a period, and by no others."""
+    if not mask.any() or mask.all():
+        return False
+    # Rows at the edges, such as those of the last process with the old version, do not count.
+    first, last = np.nanquantile(starts[mask], (0.01, 0.99))
+    within = (starts >= first) & (starts <= last)
+    return bool(mask[within].mean() >= _NEARLY_ALL)
 
 
 def _part_p(parts: Sequence[Finding], part: Finding, cohorts: Cohorts, rows: Mask) -> float:

@@ -41,14 +41,21 @@ def find_locations(
         The locations; none if the selection consists of neither failures nor slow runs.
     """
     if selected_are == "failures":
-        return _of_errors(connection, sample, columns)
+        return _of_errors(connection, sample, columns, cause)
     if selected_are == "slow runs" and {"pipeline_run_id", "critical_path"} <= columns.keys():
         return _of_time(connection, sample, cause)
     return ()
 
 
+_MAX_ERRORS = 100
+"""Maximum number of the most frequent errors of which the locations are chosen."""
+
+_MORE = 0.05
+"""An error is due to the cause if its share of the failures with the cause is this much greater."""
+
+
 def _of_errors(
-    connection: DuckDBPyConnection, sample: Sample, columns: Mapping[str, Column]
+    connection: DuckDBPyConnection, sample: Sample, columns: Mapping[str, Column], cause: str | None
 ) -> tuple[Location, ...]:
     names = ["first_failed_stage" if sample.population.view == "runs" else "stage_name"]
     names += ["error_type", "error_fingerprint"]
@@ -56,19 +63,23 @@ def _of_errors(
     if all(text.startswith("NULL") for text in shown[:2]):
         return ()
     first, type_, fingerprint = names
+    shown.append(f'coalesce(CAST({cause or "FALSE"} AS BOOLEAN), FALSE) AS "#caused"')
     found = connection.execute(
         f'SELECT {first}, {type_}, {fingerprint}, count(*) FILTER ("#selected") AS rows, '
         f'sum("#weight") FILTER ("#selected") AS weight, count(*) FILTER (NOT "#selected"), '
-        f'coalesce(sum("#weight") FILTER (NOT "#selected"), 0) '
+        f'coalesce(sum("#weight") FILTER (NOT "#selected"), 0), '
+        f'coalesce(sum("#weight") FILTER ("#selected" AND "#caused"), 0), '
+        f'sum(sum("#weight") FILTER ("#selected" AND "#caused")) OVER () '
         f"FROM ({sample.population.rows(', '.join(shown))}) GROUP BY ALL "
         f'HAVING count(*) FILTER ("#selected") > 0 '
-        f"ORDER BY weight DESC, rows DESC, 1, 2, 3 LIMIT {_MAX_LOCATIONS}"
+        f"ORDER BY weight DESC, rows DESC, 1, 2, 3 LIMIT {_MAX_ERRORS}"
     ).fetchall()
     selection, rest = sample.totals
     locations = []
-    for stage, error_type, print_, rows, weight, rest_rows, rest_weight in found:
+    for stage, error_type, print_, rows, weight, rest_rows, rest_weight, caused, total_caused in found:
         share = weight / selection.count
-        if share >= _MIN_SHARE:
+        cause_share = caused / total_caused if total_caused else None
+        if max(share, cause_share or 0.0) >= _MIN_SHARE:
             locations.append(
                 Location(
                     stage=stage,
@@ -78,9 +89,15 @@ def _of_errors(
                     selection=Part(rows, weight, share),
                     rest=Part(rest_rows, rest_weight, rest_weight / rest.count if rest.count else 0.0),
                     share=share,
+                    cause_share=cause_share,
                 )
             )
-    return tuple(locations)
+
+    def rank(location: Location) -> float:
+        more = (location.cause_share or 0.0) - location.share
+        return -more if more >= _MORE else 0.0
+
+    return tuple(sorted(locations, key=rank)[:_MAX_LOCATIONS])
 
 
 _Times = tuple[int, float, float, float, float]

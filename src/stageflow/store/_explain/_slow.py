@@ -101,7 +101,7 @@ def describe_slow(where: str, share: float) -> str | None:
     if (found := _LIMITS.fullmatch(where.strip())) is None:
         return None
     kind = found[1].removesuffix("_name") if found[1] in _KINDS.values() else found[1]
-    # The share that was requested, such as 5%: with equal durations, slightly fewer rows are above the limit.
+    # Not 4.9%: the rows cannot be divided exactly at the requested share, or several have the same duration.
     return f"the slowest {percent(round(share, 2) or share)} of each {kind}"
 
 

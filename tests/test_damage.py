@@ -319,7 +319,7 @@ def test_damaged_state_file_is_reported_and_moved_to_broken(journal: Path, name:
 def test_cursor_of_another_reader_is_rejected(journal: Path) -> None:
     cursors = journal / "cursors"
     (cursors / "lake.json").write_bytes((cursors / "warehouse.json").read_bytes())
-    with pytest.raises(DamagedFileError, match="it is the cursor of reader 'warehouse'"):
+    with pytest.raises(DamagedFileError, match="it contains the cursor of reader 'warehouse'"):
         JournalReader(journal, "lake")
 
 

@@ -186,7 +186,7 @@ def test_single_question_is_answered_and_its_run_shown(tmp_path):
         ("", "stopped", "the question is empty"),
         ("qwertz", "stopped", "the language reference contains no match"),
         ("Why? " * 60, "failed", "the question has 299 characters"),
-        ("fts: (", "failed", "no FTS5 expression"),
+        ("fts: (", "failed", "invalid FTS5 expression"),
         ("How do I use `list.push`?", "degraded", "has no attribute 'push'"),
         ('Compare "with" with "try".', "ok", 'from help("with"), help("try")'),
     ],

@@ -584,8 +584,8 @@ def test_single_cause_is_not_reported_as_two() -> None:
 @pytest.mark.parametrize(
     ("predicate", "problem"),
     [
-        ("1.4", "refers to no field"),
-        ("1 = 1", "refers to no field"),
+        ("1.4", "does not refer to a field"),
+        ("1 = 1", "does not refer to a field"),
         ("user = 'u1'", "use user_id"),
         ("user = 'u1' and status = 'OK'", "use user_id"),
         ("status = 'OK' and current_user = 'u1'", "use user_id"),

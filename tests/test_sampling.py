@@ -361,7 +361,7 @@ def test_sampler_is_read_from_a_file(tmp_path: Path) -> None:
     [
         ("slower = 2", "unknown field 'slower' at $; did you mean 'slower_than'?"),
         ("[[rules]]\nwhen = 'x'", "unknown field 'when' at $.rules[0]; did you mean 'where'?"),
-        ("one_in = 0.5", "one_in must be a number of 1 or more, got 0.5"),
+        ("one_in = 0.5", "one_in must be a number, 1 or more, got 0.5"),
         ("slower_than = 'long'", "$.slower_than"),
         ("target_per_minute = -1", "target_per_minute must be a number greater than 0, or None, got -1"),
         ("[[rules]]\none_in = 2", "where"),

@@ -301,7 +301,7 @@ def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Wat
             r", mostly in search\.$"
         )
     )
-    expect(page.locator("h1")).to_contain_text(re.compile(r"\bfail\b.*\bare slow\b"))
+    expect(page.locator("h1")).to_contain_text(re.compile(r"\bhave failed\b.*\bhave been slow\b"))
     change = page.locator(".changes li", has_text="onset")
     change.get_by_role("link", name="more failures").click()
     page.wait_for_url(re.compile("view=explore.*select="))

@@ -38,7 +38,7 @@ _VARIABLE = re.compile(
     | (?<![\w.+-]) [\w.+-]{1,64}+ @ [\w.-]++
     # paths, and words with a slash
     | (?<![\w.~-]) (?: [A-Za-z]: (?=[\\/]) )?+ [\w.~-]*+ (?: [\\/] [\w.@%+=~-]++ )++ [\\/]?+
-    # UUIDs, of which a part can be without digits
+    # UUIDs, parts of which can contain no digits
     | (?<!\w) [0-9a-fA-F]{8} (?: - [0-9a-fA-F]{4} ){3} - [0-9a-fA-F]{12} (?!\w)
     # IPv6 addresses, and times of day
     | (?<![\w:]) (?: [0-9a-fA-F]{0,4} : ){2,7}+ [0-9a-fA-F]{0,4} (?![\w:])

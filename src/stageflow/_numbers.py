@@ -12,7 +12,7 @@ from ._interrupts import INTERRUPTS
 __all__ = ["as_number", "item_of"]
 
 _EXACT = float(1 << 53)
-"""From this magnitude on, a float may differ from the integer that it represents."""
+"""At this magnitude and above, a float may differ from the integer that it represents."""
 
 
 def as_number(value: Any) -> int | float | None:

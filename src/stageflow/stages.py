@@ -168,7 +168,7 @@ class StageOutput(Struct, frozen=True, eq=False):
 
         Raises:
             InvalidArgumentError: `error` is None or an exception class that needs arguments, or `after` is
-                not a number of 0 or more.
+                not a number greater than or equal to 0.
         """
         if after is not None and not _is_duration(after):
             raise invalid_argument(

@@ -3,7 +3,7 @@
 import type { Finding } from "./api";
 import { shortTime, withTimes } from "./format";
 
-/** Return what happens to which runs since when, in one sentence without numbers. */
+/** Return the main problem, the affected runs and the onset, in one sentence without numbers. */
 export function incident(findings: Finding[]): string {
   const [first] = findings;
   if (!first) return "Overview";
@@ -16,7 +16,8 @@ export function incident(findings: Finding[]): string {
     const clauses = new Map<string, string[]>();
     for (const each of same) {
       const runs = `runs with ${withTimes(each.condition ?? "")}`;
-      clauses.set(runs, [...(clauses.get(runs) ?? []), EFFECTS[each.kind] as string]);
+      const effect = EFFECTS[each.kind]?.[worst.since ? 1 : 0] as string;
+      clauses.set(runs, [...(clauses.get(runs) ?? []), effect]);
     }
     const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")} more often`).join("; ");
     const stage = same.find((each) => each.stage !== null)?.stage;
@@ -27,14 +28,15 @@ export function incident(findings: Finding[]): string {
   if (first.kind === "alert") return "An alert is firing.";
   const since = first.since ? `Since ${shortTime(first.since)}, ` : "";
   const rises = first.level === "bad" || first.since !== null;
-  if (first.kind === "failures") return capitalized(`${since}${rises ? "more runs fail" : "some runs fail"}.`);
-  if (first.kind === "durations") return capitalized(`${since}runs are slower.`);
+  if (first.kind === "failures") return capitalized(`${since}${first.since ? "more runs have failed" : rises ? "more runs fail" : "some runs fail"}.`);
+  if (first.kind === "durations") return capitalized(`${since}runs ${first.since ? "have been" : "are"} slower.`);
   return "Some runs were interrupted.";
 }
 
-const EFFECTS: Partial<Record<Finding["kind"], string>> = {
-  failures: "fail",
-  durations: "are slow",
+/** The effect on the runs, now and since the onset. */
+const EFFECTS: Partial<Record<Finding["kind"], [now: string, sinceOnset: string]>> = {
+  failures: ["fail", "have failed"],
+  durations: ["are slow", "have been slow"],
 };
 
 function capitalized(text: string): string {

@@ -1,4 +1,4 @@
-"""The command `init`."""
+"""The `init` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `query`."""
+"""The `query` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `schema`."""
+"""The `schema` command."""
 
 from __future__ import annotations
 

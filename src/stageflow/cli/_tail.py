@@ -1,4 +1,4 @@
-"""The command `tail`."""
+"""The `tail` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `ui`."""
+"""The `ui` command."""
 
 from __future__ import annotations
 

@@ -351,5 +351,5 @@ def set_drain_timeout(seconds: float) -> None:
         InvalidArgumentError: The timeout is negative or not finite.
     """
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
-        raise invalid_argument("set_drain_timeout()", "seconds", seconds, "a finite number of 0 or more")
+        raise invalid_argument("set_drain_timeout()", "seconds", seconds, "a finite number, 0 or more")
     DELIVERY.drain_timeout = float(seconds)

@@ -46,7 +46,7 @@ _DEPENDENT_OBJECTS = "2BP01"
 
 
 class PostgresExporter(Exporter):
-    """Inserts events into the table `events`, partitioned by day, which the `runs` and `stages` views read.
+    """Inserts events into the `events` table, partitioned by day, which the `runs` and `stages` views read.
 
     An event that is already in the table is not inserted again, and counts as a duplicate. The tables and
     views are created and updated when the first batch is sent. A user without the privilege to create them

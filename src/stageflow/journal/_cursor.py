@@ -109,7 +109,7 @@ def load_cursor(directory: str, name: str) -> CursorFile | None:
     path, file = cursor_path(directory, name), cursor_state_file(name)
     cursor = read_state(path, CursorFile, file.remedy)
     if cursor is not None and cursor.name not in ("", name):
-        raise DamagedFileError(path, f"it is the cursor of reader {cursor.name!r}", hint=file.remedy)
+        raise DamagedFileError(path, f"it contains the cursor of reader {cursor.name!r}", hint=file.remedy)
     return cursor
 
 

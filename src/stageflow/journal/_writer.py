@@ -359,7 +359,7 @@ class SegmentWriter:
             self.unsynced = False  # retired segments will be synced
 
     def close(self) -> None:
-        """Close every segment. Readers take the writer for dead from now on."""
+        """Close every segment. From now on, readers treat the writer as dead."""
         self.retire()
         while self.retired:
             self.retired.pop().release()

@@ -416,7 +416,7 @@ def as_tuple(given: Any) -> tuple[Any, ...]:
 
 
 def streams_of(given: Any) -> tuple[ChunksRef[Any], ...]:
-    """Return the option `streams` as references.
+    """Return the `streams` option as references.
 
     Raises:
         InvalidArgumentError: An item is neither a name nor a reference.

@@ -93,7 +93,7 @@ class StreamState:
         return restarted
 
     def _sender_of(self, reader: int) -> str | None:
-        """Return the name of a stage of which a stage has read chunks, or None."""
+        """Return the name of a stage whose chunks a reader stage has read, or None."""
         for sender, readers in self._consumed.items():
             if reader in readers:
                 return self._nodes[sender].name

@@ -375,7 +375,7 @@ class Archive:
         if self._table is None:
             if not is_remote(self.address) and unquote(self.address) != self.address:
                 raise OSError(
-                    f"an archive cannot be in a folder whose name looks percent-encoded: {self.address}"
+                    f"an archive cannot be in a directory whose name looks percent-encoded: {self.address}"
                 )
             if self.log is not None:
                 self.log.make_directories()

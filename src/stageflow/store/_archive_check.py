@@ -159,7 +159,7 @@ def check_archive(
             damaged.append(DamagedFile(path, "is not a regular file", 0))
             problems.append(
                 f"archive {archive.address}: {path} is not a regular file;"
-                " `stageflow doctor --repair` moves it aside"
+                " `stageflow doctor --repair` moves it to `_stageflow`"
             )
     problems += _permission_problems(archive)
     return ArchiveState(

@@ -355,7 +355,7 @@ class Decider:
         return {root: found[root] for root in ended if root in found}, minutes
 
     def _load(self, database: DuckDBPyConnection, folder: str, ended: Iterable[bytes]) -> None:
-        """Create the table `ended` with the columns of `runs`, and `per_key`."""
+        """Create the `ended` table with the columns of `runs`, and `per_key`."""
         writer = new_writer()
         path = os.path.join(folder, segment_name(writer, 1))
         with open(path, "wb") as file:

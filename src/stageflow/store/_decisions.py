@@ -36,7 +36,7 @@ _LATE_SECONDS = 86_400.0
 """Time for which a decision is kept after the events of its run have left the journal."""
 
 _REMEDY = (
-    "delete the directory `sampling` of the journal; runs whose events are still in it are decided again"
+    "delete the `sampling` directory of the journal; runs whose events are still in it are decided again"
 )
 
 _SCHEMA = """
@@ -154,7 +154,7 @@ class Decisions:
                     self._database.execute(statement)
                 self._database.execute(f"pragma user_version = {_VERSION}")
             elif version != _VERSION:
-                raise DamagedFileError(self._path, f"its version {version} is unknown", hint=_REMEDY)
+                raise DamagedFileError(self._path, f"version {version} is not supported", hint=_REMEDY)
 
     def _version(self) -> int:
         ((version,),) = self._database.execute("pragma user_version").fetchall()

@@ -40,7 +40,7 @@ _LIKE = 0.75
 def similar_field(name: str, known: Collection[str]) -> str | None:
     """Return the field that a name probably means; None if none is near.
 
-    An attribute of that name comes first, then a field of which the name is a synonym, then one that ends or
+    An attribute of that name comes first, then a field whose name is a synonym, then one that ends or
     begins with the name, then one with a similar name.
 
     Args:

@@ -1,4 +1,4 @@
-"""The findings of an overview: whether runs fail or are slow, since when, and what they have in common."""
+"""The findings of an overview: whether runs fail or are slow, when it started, and what the runs share."""
 
 from __future__ import annotations
 

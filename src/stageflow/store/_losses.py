@@ -316,5 +316,5 @@ def _read(archive: Archive) -> _Lost:
         raise ArchiveDamagedError(
             f"archive {archive.address}: {error.message}",
             files=[error.file],
-            hint="`stageflow doctor --repair` moves it aside; the archive does not need it",
+            hint="`stageflow doctor --repair` moves the file away; the archive does not need it",
         ) from error

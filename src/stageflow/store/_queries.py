@@ -202,7 +202,7 @@ class Queries:
             with interrupted_after(self._database, None):
                 self.refresh(EVERYTHING)
         except duckdb.InterruptException:
-            raise QueryError("interrupted: the records were being read", sql="") from None
+            raise QueryError("interrupted while reading the records", sql="") from None
         self._pinned = True
 
     def is_current(self) -> bool:
@@ -294,7 +294,7 @@ class Queries:
                     raise QueryError(
                         f"no result within {seconds:g} s: {sql}",
                         sql=sql,
-                        hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
+                        hint="narrow the query (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
                     can_reload = not self._pinned and attempt < RETRIES - 1 and state != previous
@@ -423,7 +423,7 @@ def _as_query_error(connection: DuckDBPyConnection, sql: str, error: Exception) 
     hint = None
     name = type(error).__name__
     if name == "OutOfMemoryException":
-        hint = "narrow it down (day >= '2026-11-24'), or aggregate before sorting and collecting values"
+        hint = "narrow the query (day >= '2026-11-24'), or aggregate before sorting and collecting values"
     elif name in ("BinderException", "CatalogException"):
         cursor = connection.cursor()  # the error has aborted the transaction of the connection
         known = {field for view in ("runs", "stages") for field in fields_of(cursor, view)}

@@ -146,7 +146,7 @@ def _receive(
             return QueryError(
                 f"no result within {request.timeout:g} s: {request.sql}",
                 sql=request.sql,
-                hint="narrow it down (day >= '2026-11-24'), or allow more time:"
+                hint="narrow the query (day >= '2026-11-24'), or allow more time:"
                 " --timeout on the command line, timeout= in a program",
             )
 
@@ -185,7 +185,7 @@ def _died(child: subprocess.Popen[bytes], request: _Request, errors: str) -> Que
     return QueryError(
         f"the query process died ({cause}): {request.sql}",
         sql=request.sql,
-        hint="narrow it down, or aggregate before sorting and collecting values",
+        hint="narrow the query, or aggregate before sorting and collecting values",
     )
 
 

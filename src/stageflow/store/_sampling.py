@@ -115,7 +115,7 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 
 def _check_one_in(owner: str, one_in: object) -> None:
     if not (isinstance(one_in, int | float) and 1 <= one_in < math.inf):
-        raise invalid_argument(owner, "one_in", one_in, "a number of 1 or more")
+        raise invalid_argument(owner, "one_in", one_in, "a number, 1 or more")
 
 
 def read_sampler(path: str | os.PathLike[str]) -> TailSampler:

@@ -149,7 +149,7 @@ def parse_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
     # A constant such as `1.4` is probably a mistake.
     if not any(_names(tree)) and not _CONSTANT.fullmatch(predicate):
         raise QueryError(
-            f"{predicate!r} refers to no field, so it has the same value for every row",
+            f"{predicate!r} does not refer to a field, so it has the same value for every row",
             sql=predicate,
             hint="the query `describe runs` lists the fields: user_id = 'u1', service_version = '1.4'",
         )

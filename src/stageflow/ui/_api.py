@@ -200,8 +200,8 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
         name: Value of the field by which the series is grouped; None for all rows or a missing value.
         where: The predicate that selects the group; None for all rows.
         rank: The position of the value among all values of the field, in the order in which they first
-            occurred, from 0 on. It depends on no filter and no time range, so a chart can derive the color of
-            the value from it. None for all rows, or for a missing value.
+            occurred, starting at 0. It does not depend on a filter or a time range, so a chart can derive the
+            color of the value from it. None for all rows, or for a missing value.
         total: The group in the whole time range; None if the rows are not grouped.
         count: Number of rows.
         failed: Number of failures.

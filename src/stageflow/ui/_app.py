@@ -493,7 +493,7 @@ async def _body_of(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_BODY:
-            raise InvalidArgumentError(f"the body must have at most {_MAX_BODY} bytes")
+            raise InvalidArgumentError(f"the body must not exceed {_MAX_BODY} bytes")
     return bytes(body)
 
 

@@ -1,4 +1,4 @@
-"""The landing page: whether runs are failing or slow, since when, and which runs are affected."""
+"""The landing page: whether runs are failing or slow, when this started, and which runs are affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-/** The landing page: whether runs fail or are slow now, since when, and what changed. */
+/** The landing page: whether runs fail or are slow now, when this started, and what changed. */
 
 import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";

@@ -199,7 +199,7 @@ async def search(ctx: StageContext) -> StageOutput:
         try:
             hits = index.match(expression, _MAX_HITS)
         except sqlite3.OperationalError as error:
-            raise ValueError(f"no FTS5 expression: {expression!r}") from error
+            raise ValueError(f"invalid FTS5 expression: {expression!r}") from error
     else:
         ctx.annotate(query=" ".join(words))
         hits = index.search(words, _MAX_HITS)

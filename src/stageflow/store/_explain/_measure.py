@@ -145,7 +145,7 @@ def _bits(predicates: dict[int, str]) -> str:
 
 
 def _marked(view: str, conditions: dict[int, Condition]) -> str:
-    """Return a query for the runs of which a row of a view matches any of these conditions.
+    """Return a query for the runs with a row in a view that matches any of these conditions.
 
     One pass for all conditions is faster than a subquery for each.
     """

@@ -123,4 +123,4 @@ def check_share(function: str, slowest: float) -> None:
         InvalidArgumentError: It is not between 0 and 1.
     """
     if not 0 < slowest < 1:
-        raise invalid_argument(function, "slowest", slowest, "a share between 0 and 1")
+        raise invalid_argument(function, "slowest", slowest, "a number between 0 and 1")

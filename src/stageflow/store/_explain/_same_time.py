@@ -40,7 +40,7 @@ class SameTimeRows:
 
     @classmethod
     def of(cls, sample: Sample) -> SameTimeRows | None:
-        """Return the rows of the time of the selection; None if too few of them are not selected."""
+        """Return the rows from the time of the selection; None if too few of them are not selected."""
         starts, cohorts = sample.starts, sample.cohorts
         selected = starts[cohorts.selected]
         if np.isnan(selected).all():

@@ -197,6 +197,8 @@ export type Finding = {
   text: string;
   where: string | null;
   cause: string | null;
+  condition: string | null;
+  stage: string | null;
   since: string | null;
   since_range: [string, string] | null;
   view: "errors" | "explore" | "runs" | "status";

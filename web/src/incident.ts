@@ -1,8 +1,7 @@
 /** The findings of the overview in one plain sentence. */
 
 import type { Finding } from "./api";
-import { shortTime } from "./format";
-import { label, splitTerms } from "./predicate";
+import { shortTime, withTimes } from "./format";
 
 /** Return the main problem, the affected runs and the onset, in one sentence without numbers. */
 export function incident(findings: Finding[]): string {
@@ -16,12 +15,14 @@ export function incident(findings: Finding[]): string {
     );
     const clauses = new Map<string, string[]>();
     for (const each of same) {
-      const runs = runsOf(each);
+      const runs = `runs with ${withTimes(each.condition ?? "")}`;
       const effect = EFFECTS[each.kind]?.[worst.since ? 1 : 0] as string;
       clauses.set(runs, [...(clauses.get(runs) ?? []), effect]);
     }
     const text = [...clauses].map(([runs, effects]) => `${runs} ${effects.join(" and ")} more often`).join("; ");
-    return `${worst.since ? `Since ${shortTime(worst.since)}, ${text}` : capitalized(text)}.`;
+    const stage = same.find((each) => each.stage !== null)?.stage;
+    const where = stage ? `, mostly in ${stage}` : "";
+    return `${worst.since ? `Since ${shortTime(worst.since)}, ${text}` : capitalized(text)}${where}.`;
   }
   if (first.kind === "none") return first.level === "ok" ? "Nothing unusual." : first.text;
   if (first.kind === "alert") return "An alert is firing.";
@@ -37,16 +38,6 @@ const EFFECTS: Partial<Record<Finding["kind"], [now: string, sinceOnset: string]
   failures: ["fail", "have failed"],
   durations: ["are slow", "have been slow"],
 };
-
-/** "runs with search/attributes.shard=eu-4 and org_id=acme or initech", without the time of the onset. */
-function runsOf({ cause, since }: Finding): string {
-  const terms = splitTerms(cause ?? "").filter((term) => !(since && /^started_at >/.test(term)));
-  return terms.length ? `runs with ${terms.map(spaced).join(" and ")}` : "runs";
-}
-
-function spaced(term: string): string {
-  return label(term).replace(/(=|≠|>=?|<=?|≥|≤)/, " $1 ");
-}
 
 function capitalized(text: string): string {
   return text.charAt(0).toUpperCase() + text.slice(1);

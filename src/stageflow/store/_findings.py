@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct, structs
 
-from .._explained import Difference
+from .._explained import Difference, Location
 from .._quantities import duration, onset_text, percent
 from .._time import epoch_us
 from ..journal import RunFilter
@@ -59,6 +59,8 @@ class OverviewFinding(Struct, frozen=True, kw_only=True):
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
         cause: The predicate of the runs that are affected more often than others; None if it is unknown.
+        condition: The same in words, without the time of the onset: "org_id in (acme, globex)".
+        stage: The stage in which most of these runs fail, or that takes most of their additional time.
         since: When it started, RFC 3339; None if unknown. It is the same for all findings about an incident.
         since_range: The earliest and the latest time at which it can have started; None if unknown.
     """
@@ -68,6 +70,8 @@ class OverviewFinding(Struct, frozen=True, kw_only=True):
     text: str
     where: str | None = None
     cause: str | None = None
+    condition: str | None = None
+    stage: str | None = None
     since: str | None = None
     since_range: tuple[str, str] | None = None
 
@@ -204,6 +208,17 @@ class _Explained(Struct, frozen=True):
         # The onset is that of the first difference.
         return cls(affected, explanation, first, onset if first is of_range[0] else None)
 
+    @property
+    def location(self) -> Location | None:
+        """Where most of the runs that match the cause fail, or spend their additional time."""
+        locations = self.explanation.locations if self.explanation is not None else ()
+        found = max(locations, key=lambda each: each.cause_share or 0.0, default=None)
+        return found if found is not None and (found.cause_share or 0.0) >= _MOST else None
+
+    @property
+    def stage(self) -> str | None:
+        return self.location.stage if self.cause is not None and self.location is not None else None
+
     def since_onset(self, queries: Queries, selected: Selected, compared: Compared) -> _Explained:
         """Return the same, with the number of runs since the onset that match the cause."""
         if self.cause is None or self.onset is None or not self.onset.is_after(compared.since):
@@ -328,6 +343,8 @@ def _failures(
             text=f"{sentence}.",
             where=FAILED,
             cause=cause.difference.condition if cause is not None else None,
+            condition=cause.text(onset) if cause is not None else None,
+            stage=explained.stage,
             since=onset.at if onset is not None else None,
             since_range=onset.within if onset is not None else None,
         )
@@ -390,11 +407,10 @@ def _durations(
         sentences.append(
             f"{percent(cause.matches.share)} {of} match {cause.text(onset)}: {cause.rates('are that slow')}."
         )
-        stage = max(explanation.locations, key=lambda each: each.cause_share or 0.0, default=None)
-        if stage is not None and (stage.cause_share or 0.0) >= _MOST:
-            sentences.append(
-                f"{percent(stage.cause_share or 0.0)} of their additional time is spent in {stage.stage}."
-            )
+        stage = explained.location
+        if stage is not None:
+            share = percent(stage.cause_share or 0.0)
+            sentences.append(f"{share} of their additional time is spent in {stage.stage}.")
         where = explanation.where
     if not sentences:
         return []
@@ -405,6 +421,8 @@ def _durations(
             text=" ".join(sentences),
             where=where,
             cause=cause.difference.condition if cause is not None else None,
+            condition=cause.text(onset) if cause is not None else None,
+            stage=explained.stage,
             since=onset.at if onset is not None else None,
             since_range=onset.within if onset is not None else None,
         )

@@ -266,6 +266,8 @@ class Finding(Struct, frozen=True, kw_only=True):
         text: The sentence.
         where: The predicate that selects the affected runs, to compare them with the rest; or None.
         cause: The predicate of the runs that are affected more often than others; None if it is unknown.
+        condition: The same in words; None if it is unknown.
+        stage: The stage in which most of these runs fail, or that takes most of their additional time.
         since: When it started, RFC 3339; None if unknown.
         since_range: The earliest and the latest time at which it can have started; None if unknown.
         view: The view that shows the details.
@@ -276,6 +278,8 @@ class Finding(Struct, frozen=True, kw_only=True):
     text: str
     where: str | None
     cause: str | None
+    condition: str | None
+    stage: str | None
     since: str | None
     since_range: tuple[str, str] | None
     view: Literal["explore", "runs", "errors", "status"]

@@ -352,7 +352,7 @@ def test_damaged_index_is_reported(journal: Path, caplog: pytest.LogCaptureFixtu
     (journal / "sampling" / "decisions.db").write_bytes(b"x" * 5000)
     for name in ("decisions.db-wal", "decisions.db-shm"):
         (journal / "sampling" / name).unlink(missing_ok=True)
-    with pytest.raises(DamagedFileError, match="delete the directory `sampling`"):
+    with pytest.raises(DamagedFileError, match="delete the `sampling` directory"):
         compact(journal, sampler=ONE_IN_5)
 
 

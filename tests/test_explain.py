@@ -219,6 +219,15 @@ def test_random_failures_have_no_differences(seed: int):
     assert found.comparisons > 1_000
 
 
+def test_summary_without_differences_states_the_number_of_likely_effects():
+    runs, _, dice = some_runs()
+    runs["status"] = dice.permutation(runs["status"])
+    runs["duration_ms"] = np.where(runs["status"] == "FAIL", 5_000, 100) * dice.uniform(0.5, 1, RUNS)
+    found = explain(store(runs))
+    assert found.differences == ()
+    assert found.summary == f"None of the {found.fields} compared fields differs, except for 1 likely effect."
+
+
 def test_fields_that_define_the_selection_are_left_out():
     runs, caused, _ = some_runs()
     failed = runs["status"] == "FAIL"

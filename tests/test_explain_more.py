@@ -505,7 +505,7 @@ def test_text_begins_with_the_stage_of_the_incident(
     text = console.file.getvalue()
     where = [line for line in text.splitlines() if line.startswith("where")]
     assert where[0].startswith("where  search ran")
-    assert "of the excess time of the runs with difference 1; " in where[0]
+    assert "of the excess time of the runs that match difference 1; " in where[0]
     assert "its effect depends on whether 1 matches too" in text
 
 

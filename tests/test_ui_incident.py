@@ -135,7 +135,7 @@ def test_comparison_states_which_stages_were_not_reached(ui: Served, opened: Cal
 def test_distributions_agree_with_the_differences(ui: Served, opened: Callable[..., Watched]) -> None:
     select = quote("failed and first_failed_stage = 'llm'")
     page = opened(ui, f"view=explore&select={select}").page
-    expect(page.get_by_text("differs as a cause").first).to_be_visible()
+    expect(page.get_by_text("compared fields differs").first).to_be_visible()
     expect(page.locator(".facet .badge.differs")).to_have_count(0)
     page = opened(ui, f"view=explore&select={quote('duration_ms > 3000')}").page
     expect(page.get_by_role("region", name="org_id").locator(".badge")).to_have_text("differs")

@@ -240,7 +240,10 @@ class StageSummary(Struct, frozen=True, gc=False):
 
 
 MAX_CHILD_RUNS = 1_000
-"""Maximum number of child runs that a `stage.wide` lists: if there are more, the first 999 and the last."""
+"""Maximum number of child runs that a `stage.wide` lists.
+
+If there are more, it lists only the first 999 and the last.
+"""
 
 
 class StageWide(Struct, frozen=True, gc=False):

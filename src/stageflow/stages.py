@@ -462,8 +462,8 @@ class StageResult(Struct, frozen=True, eq=False):
     items: Items | None = None
     """The number of items of a mapped stage, their durations and their failures; None for other stages."""
     child_runs: tuple[ChildRun, ...] = ()
-    """The runs that the last attempt started, in order; if there are more than 1,000, the first 999 and the
-    last."""
+    """The runs that the last attempt started, in order; if there are more than 1,000, only the first 999
+    and the last."""
     child_runs_total: int = 0
     """Number of runs that the last attempt started."""
     stream: Stream | None = None

@@ -27,7 +27,7 @@ _JOURNAL_HINT = (
 )
 
 _PIPE_CLOSED = 128 + 13
-"""The exit code that a shell reports for a program that SIGPIPE ended."""
+"""The exit code that a shell reports for a program that was terminated by SIGPIPE."""
 
 
 class Command(TyperCommand):
@@ -91,7 +91,7 @@ def _plain_errors() -> Generator[None]:
         yield
     except Exception as error:
         wrong: Any = error
-        # Typer vendors the parser that raises these errors. `NoArgsIsHelpError` only ends the help.
+        # Typer vendors the parser that raises these errors. `NoArgsIsHelpError` only prints the help.
         if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
             raise
         if (context := getattr(wrong, "ctx", None)) is not None:

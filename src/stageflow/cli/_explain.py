@@ -80,7 +80,8 @@ def explain(
         bool,
         typer.Option(
             "--changed",
-            help="Also list versions, values and errors that first occurred shortly before the onset.",
+            help="Also list versions, values and errors that first occurred shortly before the selected runs"
+            " became more frequent.",
         ),
     ] = False,
     together: Annotated[

@@ -136,11 +136,11 @@ def errors(
 ) -> None:
     """Show failures, grouped by error, most frequent first.
 
-    Failures have the same error if they have the same stage, class and function of the application, and if
-    their messages differ only in variable parts, such as numbers and text in quotes. Runs that failed
+    Failures have the same error if they have the same stage, exception class and application function, and
+    if their messages differ only in variable parts, such as numbers and text in quotes. Runs that failed
     without a failed stage (because of their deadline or a crash) form separate groups. An error is new if it
-    first occurred in the period, and not in the 30 days before it. Without `--since`, the period is the last
-    quarter of the record.
+    first occurred in the period, and not in the 30 days before it. Without `--since`, the period is the most
+    recent 25% of the recorded time.
 
     - `stageflow errors --since 2h`
 

@@ -57,7 +57,7 @@ class StageCallContext(Struct, frozen=True, array_like=True):
 
 
 class Call(Struct, frozen=True):
-    """One call of the function of a stage, or of a map for several items.
+    """One call of the function of a stage, or several calls of the function of a map, one for each item.
 
     Attributes:
         function: The function, instance or class; in a worker, in pickled form.
@@ -154,7 +154,7 @@ class Session(Protocol):
         ...
 
     def current_item(self) -> tuple[int, int]:
-        """Return the number of the item that the worker runs, and for how long it has, in nanoseconds.
+        """Return the number of the item that the worker is running, and its duration so far in nanoseconds.
 
         The first item has the number 1. Before it, and after the end of the worker, both are 0. Called only
         for executors with `confirms_calls`.
@@ -164,9 +164,9 @@ class Session(Protocol):
     def kill_item(self, item: int) -> bool | None:
         """Kill the worker if it is still running the item with this number.
 
-        `receive` then returns the messages that the worker has sent, and raises its loss. Returns False if
-        the item has ended, and None if this method must be called again, because it is not known yet. Called
-        only for executors with `confirms_calls`.
+        `receive` then returns the messages that the worker has sent, and after them raises `WorkerLostError`.
+        Returns False if the item has ended, and None if this is not known yet and the method must be called
+        again. Called only for executors with `confirms_calls`.
         """
         ...
 

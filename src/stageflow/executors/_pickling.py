@@ -114,7 +114,7 @@ def context_variables(paths: Iterable[str]) -> dict[str, ContextVar[Any]]:
             ) from error
         variable = getattr(found_module, name, None)
         if not isinstance(variable, ContextVar):
-            what = f"is not a ContextVar, but {type_name(variable)}"
+            what = f"must be a ContextVar, got {type_name(variable)}"
             raise InvalidArgumentError(
                 f"executor: {path!r} {what if hasattr(found_module, name) else 'does not exist'}",
                 hint="check the name of the variable; it must be defined at the top level of its module,"

@@ -23,7 +23,7 @@ _STARTED_AT_LIMIT = 200
 """Maximum offset of `started_at` in a line that is searched without decoding it."""
 
 OTHER_IDS = ("request", "session", "user", "org")
-"""The kinds of ids in addition to run ids: fields of `RunFilter`, and with the suffix `_id` of records."""
+"""The ids other than run ids: names of fields of `RunFilter` and, with the suffix `_id`, of records."""
 
 
 class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
@@ -81,7 +81,10 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             raise invalid_argument("RunFilter", "until", self.until, f"later than since ({self.since!r})")
 
     def required_bytes(self) -> list[bytes]:
-        """Return byte strings that the line of every selected run contains, to skip other lines undecoded."""
+        """Return byte strings that the line of every selected run contains.
+
+        Lines without them can be skipped without decoding them.
+        """
         stage = self.stage.partition(":")[0] if self.stage else None
         ids = (self.id, self.id_prefix, self.request, self.session, self.user, self.org)
         return [json_content(text) for text in (self.pipeline, *ids, stage) if text]
@@ -164,7 +167,7 @@ def decode_run_header(text: bytes, cutoff: str) -> RunHeader | None:
 
 
 def json_content(text: str) -> bytes:
-    """Return text as JSON without the quotes, as a line contains it."""
+    """Return the JSON string of a text without its quotes, as it occurs in a line."""
     return msgspec.json.encode(text)[1:-1]
 
 
@@ -172,7 +175,7 @@ class Names(Struct, frozen=True):
     """The names of pipelines and stages that occur in records.
 
     Attributes:
-        pipelines: Names of pipelines, including the topologies of stages.
+        pipelines: Names of pipelines, including those that only events of stages contain.
         stages: Names of stages.
     """
 

@@ -90,7 +90,7 @@ class ManyRuns:
         if self._cleanup_error is not None:
             if error is None:
                 raise self._cleanup_error
-            # The exception of the block takes precedence.
+            # An exception raised in the block takes precedence.
             log_safely(log, "closing the contexts of run_many() failed: %s", describe(self._cleanup_error))
 
     def __aiter__(self) -> ManyRuns:

@@ -169,12 +169,12 @@ def _location(location: Location) -> Text:
         error = f" with {on_one_line(location.error_type)}" if location.error_type else ""
         text.append(f"{where} failed{error}: {share} of the failures", style="")
         if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
-            text.append(f"; {percent(location.cause_share)} of those with difference 1", style="")
+            text.append(f"; {percent(location.cause_share)} of those that match difference 1", style="")
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
     times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"
     if location.cause_share is not None and abs(location.cause_share - location.share) >= _DIFFERENT:
-        times += f": {percent(location.cause_share)} of the excess time of the runs with difference 1"
+        times += f": {percent(location.cause_share)} of the excess time of the runs that match difference 1"
         times += f"; {share} of all excess time"
     else:
         times += f": {share} of the excess time"

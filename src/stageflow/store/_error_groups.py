@@ -54,8 +54,8 @@ class ErrorGroup(Struct, frozen=True):
         trend: The weighted number of events in each of 12 equal parts of the period, oldest first. The period
             is that of the filter; by default, it starts with the first failure of any group and ends now.
         is_new: True if the failure first occurred in the period, and not in the 30 days before it; without a
-            start of the period, in the last quarter of the record. If less time is recorded, its first
-            quarter counts as the baseline.
+            start of the period, in the most recent 25% of the recorded time. If less time is recorded, its
+            first 25% is the baseline.
         messages: Number of different messages.
     """
 
@@ -261,7 +261,7 @@ def new_errors(connection: DuckDBPyConnection, *, since: str | None, until: str 
 
     Args:
         connection: The connection with the views.
-        since: Start of the period; None for the last quarter of the record.
+        since: Start of the period; None for the most recent 25% of the recorded time.
         until: End of the period; None for now.
     """
     known = _Known.before(connection, since, until)

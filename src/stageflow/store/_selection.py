@@ -192,7 +192,7 @@ def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> An
         raise QueryError(
             f"invalid predicate {predicate!r}: {tree['error_message']}",
             sql=predicate,
-            hint="expected an expression as after WHERE: failed and org_id = 'acme'",
+            hint="expected a condition as in a WHERE clause: failed and org_id = 'acme'",
         )
     return tree
 

@@ -60,20 +60,21 @@ def _rates(explanation: Explanation, first: Difference) -> str:
 def _nothing(explanation: Explanation) -> str:
     skipped = [name for one in explanation.left_out if one.reason not in _HARMLESS for name in one.fields]
     conditions = []
-    if explanation.effects:
-        n = len(explanation.effects)
-        conditions.append(f"{n} likely {'effect differs' if n == 1 else 'effects differ'}")
     if skipped:
         more = f" and {len(skipped) - 2} more" if len(skipped) > 3 else ""
         names = ", ".join(skipped[: 2 if more else 3])
         conditions.append(f"{names}{more} {'was' if len(skipped) == 1 else 'were'} not compared")
     if explanation.limitations:
-        conditions.append("there are limitations (below)")
-    if not conditions:
+        conditions.append("the limitations are listed below")
+    effects = len(explanation.effects)
+    if not conditions and not effects:
         return "No field differs."
-    return (
-        f"None of the {explanation.fields} compared fields differs as a cause; {', and '.join(conditions)}."
-    )
+    sentence = f"None of the {explanation.fields} compared fields differs"
+    if effects:
+        sentence += f", except for {effects} likely effect{'' if effects == 1 else 's'}"
+    if conditions:
+        sentence += f"; {', and '.join(conditions)}"
+    return f"{sentence}."
 
 
 _HARMLESS = frozenset(

@@ -16,6 +16,8 @@ from test_sampling import BEGAN
 from stageflow.journal import RunFilter
 from stageflow.store import EventStore, OverviewFinding
 
+pytestmark = pytest.mark.slow
+
 HOURS = 48
 ONSET = 41.0
 """Hour at which the runs of two customers on one shard become slow, and some of them fail."""
@@ -153,3 +155,66 @@ def test_runs_that_fail_from_the_first_one_on_are_no_increase(tmp_path: Path) ->
     with EventStore(write(tmp_path / "journal", runs)) as store:
         (found, *_) = store.findings(RunFilter(since=at(-1), until=at(3)))
     assert (found.level, found.text) == ("bad", "33% of the runs fail (100 of 300).")
+
+
+def voice_calls(folder: Path) -> Path:
+    """Write runs of two pipelines, of which one is affected by a region and a codec since `ONSET`."""
+    dice = random.Random(8)
+
+    def run(number: int) -> dict[str, Any]:
+        hour = number / PER_HOUR
+        region, codec = dice.choice(("us", "eu", "ap")), dice.choice(("opus", "pcm"))
+        pipeline = dice.choice(("call", "call", "voicemail"))
+        affected = hour >= ONSET and (region, codec, pipeline) == ("ap", "opus", "call")
+        usual = 300 if pipeline == "voicemail" else 100
+        return {
+            "second": hour * 3600,
+            "ms": usual * dice.lognormvariate(0, 0.3) + 2_000 * (affected and dice.random() < 0.8),
+            "fails": dice.random() < (0.15 if affected else 0.01),
+            "pipeline": pipeline,
+            "user": f"u-{number % 509}",
+            "version": "5.1.0" if hour >= ONSET - 3 else "5.0.3",
+            "attributes": {"region": region, "codec": codec, "recording": dice.random() < 0.4},
+        }
+
+    return write(folder, map(run, range(HOURS * PER_HOUR)))
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Generator[EventStore]:
+    with EventStore(voice_calls(tmp_path_factory.mktemp("calls") / "journal")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("since", [0, 44, HOURS - 0.5])
+def test_condition_names_the_affected_pipelines_and_the_number_of_users(
+    calls: EventStore, since: float
+) -> None:
+    for kind, finding in findings(calls, since).items():
+        condition = set(str(finding.condition).split(" and "))
+        expected = {"attributes.region = ap", "attributes.codec = opus", "pipeline_name = call"}
+        assert condition == expected, kind
+        users = re.search(r"; ([\d,]+) users? (is|are) affected", finding.text)
+        assert users is not None
+        begin = max(since, ONSET)
+        selected = f"{finding.where} and {finding.cause} and started_at >= '{at(begin)}'"
+        counted = calls.sql(f"select count(distinct user_id) from runs where {selected}").rows
+        assert int(users[1]) == pytest.approx(counted[0][0], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("where", "rest"),
+    [("attributes.region = 'ap'", "attributes.codec = opus"), ("failed or true", "attributes.region = ap")],
+)
+def test_cause_within_a_filter_does_not_contain_the_release(calls: EventStore, where: str, rest: str) -> None:
+    filter = RunFilter(since=at(36), until=at(HOURS))
+    for finding in calls.findings(filter, where=where, explain=True):
+        assert rest in str(finding.condition)
+        assert "service_version" not in str(finding.condition)
+
+
+def test_pipeline_that_is_not_affected_has_no_cause(calls: EventStore) -> None:
+    found = calls.findings(
+        RunFilter(since=at(24), until=at(HOURS)), where="pipeline_name = 'voicemail'", explain=True
+    )
+    assert all(finding.cause is None for finding in found)

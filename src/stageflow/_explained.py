@@ -38,7 +38,7 @@ Shape = Literal[
 ]
 """The kind of condition: one value, a set of values, a prefix, an element of a list, a missing value, a
 threshold or an interval of a number or a time, a date, a day of the week, an hour of the day (UTC), or a
-combination of two or three of these."""
+combination of two or three of these, and a time."""
 
 Verdict = Literal["independent", "remains", "explained", "inseparable"]
 """How a difference relates to the ones above it: it does not depend on them; it depends on one of them and

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
@@ -25,6 +26,7 @@ __all__ = [
     "Selected",
     "compare",
     "matches",
+    "pipelines_that_match",
     "rates_around",
     "start_of_baseline",
     "time_range",
@@ -228,12 +230,14 @@ class Matches(Struct, frozen=True):
         affected: Number of them that fail, or are slow.
         matching: Number of runs that match the condition.
         both: Number of affected runs that match it.
+        users: Number of different users of the recorded rows of these; 0 if no row names its user.
     """
 
     count: float
     affected: float
     matching: float
     both: float
+    users: int
 
     @property
     def share(self) -> float:
@@ -251,6 +255,21 @@ class Matches(Struct, frozen=True):
         others = self.count - self.matching
         return (self.affected - self.both) / others if others > 0 else None
 
+    @property
+    def deviance(self) -> float:
+        """The deviance (G²) that the condition explains."""
+        cells = (
+            (self.both, self.affected, self.matching),
+            (self.matching - self.both, self.count - self.affected, self.matching),
+            (self.affected - self.both, self.affected, self.count - self.matching),
+            (
+                self.count - self.affected - self.matching + self.both,
+                self.count - self.affected,
+                self.count - self.matching,
+            ),
+        )
+        return 2 * sum(n * math.log(n * self.count / (row * column)) for n, row, column in cells if n > 0)
+
 
 def matches(
     queries: Queries, selected: Selected, since: str, affected: str, conditions: Sequence[str]
@@ -265,23 +284,51 @@ def matches(
             counted.
         conditions: The conditions.
     """
-
-    def read(cursor: DuckDBPyConnection) -> tuple[float, ...]:
-        is_affected, *others = (parenthesized(each) for each in (affected, *conditions))
-        counted = [count_if(), count_if(is_affected)]
-        for each in others:
-            counted += [count_if(each), count_if(f"{each} and {is_affected}")]
-        found = cursor.execute(
-            f"select {', '.join(counted)} from runs"
-            f" where {selected.condition(since=since)} and {is_affected} is not null"
-        ).fetchone()
-        assert found is not None
-        return tuple(map(float, found))
-
-    count, of_affected, *rest = queries.run(
-        read, "matches", predicates=[selected.where], over=["runs"], scope=Scope.began_since(since)
-    )
+    is_affected, *others = (parenthesized(each) for each in (affected, *conditions))
+    counted = [count_if(), count_if(is_affected)]
+    for each in others:
+        both = f"{each} and {is_affected}"
+        counted += [count_if(each), count_if(both), f"count(distinct user_id) filter ({both})"]
+    ((count, of_affected, *rest),) = _counted(queries, selected, since, affected, ", ".join(counted))
     return [
-        Matches(count, of_affected, matching, both)
-        for matching, both in zip(rest[::2], rest[1::2], strict=True)
+        Matches(float(count), float(of_affected), float(matching), float(both), users)
+        for matching, both, users in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
     ]
+
+
+def pipelines_that_match(
+    queries: Queries, selected: Selected, since: str, affected: str, condition: str
+) -> list[tuple[str, float, float]]:
+    """Return the pipelines of the runs since a time that match a condition, highest rate first.
+
+    Args:
+        queries: The queries of the store.
+        selected: The runs.
+        since: The time.
+        affected: See `matches`.
+        condition: The condition.
+
+    Returns:
+        For each pipeline its name, the number of its runs, and that of its affected runs.
+    """
+    columns = f"pipeline_name, {count_if()}, {count_if(parenthesized(affected))}"
+    rest = f" and {parenthesized(condition)} and pipeline_name is not null group by 1"
+    found = _counted(queries, selected, since, affected, columns, rest)
+    rows = [(name, float(runs), float(both)) for name, runs, both in found]
+    return sorted(rows, key=lambda row: (-row[2] / row[1], row[0]))
+
+
+def _counted(
+    queries: Queries, selected: Selected, since: str, affected: str, columns: str, rest: str = ""
+) -> list[tuple[Any, ...]]:
+    query = (
+        f"select {columns} from runs"
+        f" where {selected.condition(since=since)} and {parenthesized(affected)} is not null{rest}"
+    )
+    return queries.run(
+        lambda cursor: cursor.execute(query).fetchall(),
+        "matches",
+        predicates=[selected.where],
+        over=["runs"],
+        scope=Scope.began_since(since),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct, structs
@@ -11,7 +12,7 @@ from .._explained import Difference, Location
 from .._quantities import duration, onset_text, percent
 from .._time import epoch_us
 from ..journal import RunFilter
-from ._columns import FAILED
+from ._columns import FAILED, text as sql_text
 from ._compared import (
     Compared,
     Matches,
@@ -19,6 +20,7 @@ from ._compared import (
     Selected,
     compare,
     matches,
+    pipelines_that_match,
     rates_around,
     start_of_baseline,
 )
@@ -34,6 +36,9 @@ __all__ = ["OverviewFinding", "Statistics", "find", "findings_of"]
 _MIN_FAILURES = 3
 """Minimum number of failures for a finding about failures."""
 
+_MIN_CONTINUED = 2
+"""Minimum number of affected runs in the range if the cause is known from the baseline."""
+
 _MIN_RUNS = 20
 """Minimum number of recent runs for a finding about durations."""
 
@@ -42,6 +47,9 @@ _NOTABLE = 1.5
 
 _STANDARD_DEVIATIONS = 3
 """Minimum number of standard deviations by which a number of failures must exceed the expected number."""
+
+_MAX_PIPELINES = 3
+"""Maximum number of pipelines that are named."""
 
 _MOST = 0.5
 """A finding names a stage if at least this share of the additional time is spent in it."""
@@ -137,11 +145,20 @@ class _Cause(Struct, frozen=True):
         difference: The difference.
         matches: The runs of the time range that match it.
         since: The onset, if `matches` contains only the runs since then; otherwise None.
+        pipelines: The pipelines whose runs are affected; empty if those of all pipelines are.
     """
 
     difference: Difference
     matches: Matches
     since: str | None = None
+    pipelines: tuple[str, ...] = ()
+
+    @property
+    def condition(self) -> str:
+        """The predicate."""
+        if not self.pipelines:
+            return self.difference.condition
+        return f"{self.difference.condition} AND {_one_of('pipeline_name', self.pipelines)}"
 
     def since_then(self, onset: _Onset | None) -> str:
         """Return the time since which runs were counted, as a part of a sentence that may state the onset."""
@@ -164,17 +181,27 @@ class _Cause(Struct, frozen=True):
     def rates(self, verb: str) -> str:
         """Return the rates of the runs that match and of the others, as a part of a sentence."""
         rate, other_rate = percent(self.matches.rate), self.matches.other_rate
-        if other_rate is None:
-            return f"{rate} of the matching runs {verb}; there are no others"
-        return f"{rate} of the matching runs {verb}, compared with {percent(other_rate)} of the others"
+        others = f", compared with {percent(other_rate)} of the others" if other_rate is not None else ""
+        users = self.matches.users
+        affected = f"; {users:,} {'user is' if users == 1 else 'users are'} affected" if users else ""
+        return f"{rate} of the matching runs {verb}{others}{affected}"
 
     def text(self, onset: _Onset | None) -> str:
         """Return its condition, without the time if the onset is known."""
         difference = self.difference
-        if onset is None or not difference.parts:
-            return difference.description
-        parts = zip(difference.fields, difference.parts, strict=True)
-        return " and ".join(part for field, part in parts if field != "started_at")
+        text = difference.description
+        if onset is not None and difference.parts:
+            parts = zip(difference.fields, difference.parts, strict=True)
+            text = " and ".join(part for field, part in parts if field != "started_at")
+        if not self.pipelines:
+            return text
+        if len(self.pipelines) == 1:
+            return f"{text} and pipeline_name = {self.pipelines[0]}"
+        return f"{text} and pipeline_name in ({', '.join(self.pipelines)})"
+
+
+def _one_of(field: str, values: Sequence[str]) -> str:
+    return f"{field} IN ({', '.join(map(sql_text, values))})"
 
 
 class _Explained(Struct, frozen=True):
@@ -204,7 +231,10 @@ class _Explained(Struct, frozen=True):
         counted = matches(queries, selected, compared.since, affected, conditions)
         of_range = [_Cause(*each) for each in zip(causes, counted, strict=True)]
         # The runs of the explanation include earlier ones, so a cause may have ended before the range.
-        first = next((each for each in of_range if _has_effect(each.matches)), None)
+        # If it is known from the baseline, fewer runs show that it has not ended.
+        is_known = onset is not None and not onset.is_after(compared.since)
+        minimum = _MIN_CONTINUED if is_known else _MIN_FAILURES
+        first = next((each for each in of_range if _has_effect(each.matches, minimum)), None)
         # The onset is that of the first difference.
         return cls(affected, explanation, first, onset if first is of_range[0] else None)
 
@@ -219,16 +249,51 @@ class _Explained(Struct, frozen=True):
     def stage(self) -> str | None:
         return self.location.stage if self.cause is not None and self.location is not None else None
 
-    def since_onset(self, queries: Queries, selected: Selected, compared: Compared) -> _Explained:
-        """Return the same, with the number of runs since the onset that match the cause."""
-        if self.cause is None or self.onset is None or not self.onset.is_after(compared.since):
+    def counted(
+        self, queries: Queries, selected: Selected, compared: Compared, pipelines: tuple[str, ...] = ()
+    ) -> _Explained:
+        """Return the same, with the runs since the onset that match the cause, and their pipelines.
+
+        Args:
+            queries: The queries of the store.
+            selected: The runs.
+            compared: Their statistics.
+            pipelines: The pipelines; default those whose runs are affected.
+        """
+        if self.cause is None:
             return self
-        difference = self.cause.difference
-        (found,) = matches(queries, selected, self.onset.at, self.affected, [difference.condition])
-        # If all of these runs match, the effect is visible only in comparison with earlier runs.
-        if found.matching >= found.count:
-            return self
-        return structs.replace(self, cause=_Cause(difference, found, self.onset.at))
+        difference, onset = self.cause.difference, self.onset
+        is_within = onset is not None and onset.is_after(compared.since)
+        since = onset.at if onset is not None and is_within else compared.since
+        if not pipelines and not {"pipeline_name", "topology"} & set(difference.fields):
+            began = onset.at if onset is not None else compared.since
+            all_rows = selected.with_baseline(compared.before)
+            pipelines = _affected_pipelines(queries, all_rows, began, self.affected, difference)
+        cause = structs.replace(self.cause, pipelines=pipelines)
+        (found,) = matches(queries, selected, since, self.affected, [cause.condition])
+        if is_within and found.matching < found.count:
+            return structs.replace(self, cause=structs.replace(cause, matches=found, since=since))
+        # If all runs since the onset match, the effect is visible only in comparison with earlier runs.
+        if is_within:
+            (found,) = matches(queries, selected, compared.since, self.affected, [cause.condition])
+        return structs.replace(self, cause=structs.replace(cause, matches=found))
+
+
+def _affected_pipelines(
+    queries: Queries, selected: Selected, since: str, affected: str, difference: Difference
+) -> tuple[str, ...]:
+    """Return the pipelines whose runs a cause affects; empty if it affects those of all pipelines.
+
+    Slow runs are slow for their pipeline, so the pipeline itself is no difference.
+    """
+    found = pipelines_that_match(queries, selected, since, affected, difference.condition)
+    for n in range(1, len(found)):
+        inside, outside = found[:n], found[n:]
+        rate = sum(both for _, _, both in inside) / sum(runs for _, runs, _ in inside)
+        expected = rate * sum(runs for _, runs, _ in outside)
+        if n <= _MAX_PIPELINES and _exceeds(expected, sum(both for _, _, both in outside), expected):
+            return tuple(name for name, _, _ in inside)
+    return ()
 
 
 def _is_possible(difference: Difference) -> bool:
@@ -236,8 +301,8 @@ def _is_possible(difference: Difference) -> bool:
     return not is_time and difference.verdict != "explained"
 
 
-def _has_effect(found: Matches) -> bool:
-    return found.both >= _MIN_FAILURES and found.rate >= _NOTABLE * (found.other_rate or 0.0)
+def _has_effect(found: Matches, minimum: int) -> bool:
+    return found.both >= minimum and found.rate >= _NOTABLE * (found.other_rate or 0.0)
 
 
 def findings_of(
@@ -253,7 +318,9 @@ def findings_of(
         explanation = store.explain_slow("runs", filter, within=within)
         slow = _Explained.of(queries, selected, compared, explanation.where, explanation)
         failures = _with_cause_of_slow(queries, selected, compared, failures, slow)
-    failures, slow = (each.since_onset(queries, selected, compared) for each in _agreed(failures, slow))
+    failures, slow = _agreed(failures, slow)
+    slow = slow.counted(queries, selected, compared)
+    failures = failures.counted(queries, selected, compared, _shared_pipelines(failures, slow))
     found = [
         *_failures(queries, selected, compared, failures),
         *_durations(queries, selected, compared, slow, failures.onset),
@@ -275,18 +342,29 @@ def _can_judge_durations(compared: Compared) -> bool:
 def _with_cause_of_slow(
     queries: Queries, selected: Selected, compared: Compared, failures: _Explained, slow: _Explained
 ) -> _Explained:
-    """Return why runs fail: for the same reason as slow runs, if no other cause of the failures is known.
+    """Return why runs fail: because of the cause of slow runs, unless another cause explains more.
 
     This is a single comparison, which requires far fewer failures than a search in all fields.
     """
-    if failures.cause is not None or slow.cause is None or not _can_judge_failures(compared):
+    if slow.cause is None or not _can_judge_failures(compared):
         return failures
-    onset, difference = slow.onset, slow.cause.difference
-    since = onset.at if onset is not None and onset.is_after(compared.since) else compared.since
-    (found,) = matches(queries, selected, since, FAILED, [difference.condition])
-    if not _has_effect(found) or not _exceeds(found.both, (found.other_rate or 0.0) * found.matching):
+    conditions = [each.cause.difference.condition for each in (slow, failures) if each.cause is not None]
+    of_slow, *own = matches(
+        queries, selected.with_baseline(compared.before), compared.before, FAILED, conditions
+    )
+    has_effect = _has_effect(of_slow, _MIN_FAILURES) and _exceeds(
+        of_slow.both, (of_slow.other_rate or 0.0) * of_slow.matching
+    )
+    if not has_effect or (own and own[0].deviance > of_slow.deviance):
         return failures
-    return _Explained(FAILED, failures.explanation, _Cause(difference, found), onset)
+    return structs.replace(failures, cause=slow.cause, onset=slow.onset)
+
+
+def _shared_pipelines(failures: _Explained, slow: _Explained) -> tuple[str, ...]:
+    """Return the pipelines whose runs are slow, if failures have the same cause."""
+    if failures.cause is None or slow.cause is None or failures.cause.difference is not slow.cause.difference:
+        return ()
+    return slow.cause.pipelines
 
 
 def _agreed(one: _Explained, other: _Explained) -> tuple[_Explained, _Explained]:
@@ -342,7 +420,7 @@ def _failures(
             level="bad" if is_bad else "info",
             text=f"{sentence}.",
             where=FAILED,
-            cause=cause.difference.condition if cause is not None else None,
+            cause=cause.condition if cause is not None else None,
             condition=cause.text(onset) if cause is not None else None,
             stage=explained.stage,
             since=onset.at if onset is not None else None,
@@ -370,9 +448,16 @@ def _fails_more(recent: Rates, earlier: Rates) -> bool:
     return is_notable and _exceeds(recent.failed, expected)
 
 
-def _exceeds(number: float, expected: float) -> bool:
-    """Return whether a count of events exceeds the expected one by more than chance explains (Poisson)."""
-    return number - expected > _STANDARD_DEVIATIONS * math.sqrt(expected)
+def _exceeds(number: float, expected: float, variance: float | None = None) -> bool:
+    """Return whether a number is larger than chance explains, if it is a count of events (Poisson).
+
+    Args:
+        number: The number.
+        expected: The expected number.
+        variance: The variance of the difference; default `expected`.
+    """
+    variance = expected if variance is None else variance
+    return number - expected > _STANDARD_DEVIATIONS * math.sqrt(variance)
 
 
 def _durations(
@@ -420,7 +505,7 @@ def _durations(
             level="bad" if is_bad else "warning",
             text=" ".join(sentences),
             where=where,
-            cause=cause.difference.condition if cause is not None else None,
+            cause=cause.condition if cause is not None else None,
             condition=cause.text(onset) if cause is not None else None,
             stage=explained.stage,
             since=onset.at if onset is not None else None,

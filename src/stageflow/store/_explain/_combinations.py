@@ -1,4 +1,4 @@
-"""Combinations of conditions on two or three fields that explain the selection only if combined."""
+"""Combinations of two or three conditions, and a time, that explain the selection only if combined."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ _MAX_EXTENDED = 30
 
 _MAX_TESTED = 4
 """Number of combinations to test; each is a comparison."""
+
+_MAX_FIELDS_OF_GROUP = 3
+"""Maximum number of fields of a combination; if one of them is the time, it can have one more."""
 
 _MIN_GAIN = 1.1
 """A combination must explain at least this many times the deviance that any part of it explains."""
@@ -234,7 +237,7 @@ def find_combinations(
     if any(0.0 in cohorts.subset(part).totals for part in (half, other_half)):
         return untested
     search = _Search(values, tables, cohorts, half)
-    groups = [search.with_time(search.fitted(group)) for group in search.promising()]
+    groups = [search.completed(search.with_time(search.fitted(group))) for group in search.promising()]
     tested = []
     for group in groups:
         parts = search.findings(group, half)
@@ -416,6 +419,16 @@ class _Search:
             if gain > self._deviance(group.mask) + _MIN_GAIN_OF_TIME:
                 return replace(better, gain=gain)
         return group
+
+    def completed(self, group: _Group) -> _Group:
+        """Return a group of two fields and a time with a third field, if it explains clearly more.
+
+        Since when rows are selected, and which rows they are, are two questions.
+        """
+        if _TIME not in group.names or len(group.conditions) != _MAX_FIELDS_OF_GROUP:
+            return group
+        longer = [one for one in self._extended([group]) if self._gains(one)]
+        return self.fitted(max(longer, key=lambda one: one.score)) if longer else group
 
     def _period(self, time: FieldValues, others: Mask) -> Finding | None:
         assert time.numbers is not None, "a time is a number"

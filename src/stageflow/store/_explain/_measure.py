@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["measure"]
 
 
-_BATCH = 20
-"""Number of findings that one query measures. Their conditions, at most three each, are bits of 64."""
+_BATCH = 16
+"""Number of findings that one query measures. Their conditions, at most four each, are bits of 64."""
 
 _Z = 1.959964
 """The 97.5th percentile of the normal distribution."""

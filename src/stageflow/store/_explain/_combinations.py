@@ -486,7 +486,8 @@ class _Search:
         return {
             n: (order[n, : size + 1], float(g2[n, size]))
             for n, size in enumerate(best)
-            if 0 < size < block.levels[n].conditions - 1
+            # A set of numbers is not what a reader expects; numbers have an order.
+            if 0 < size < block.levels[n].conditions - 1 and block.levels[n].values.numbers is None
         }
 
     def _cost(self, name: str) -> float:

@@ -284,7 +284,7 @@ def _affected_pipelines(
 ) -> tuple[str, ...]:
     """Return the pipelines whose runs a cause affects; empty if it affects those of all pipelines.
 
-    Slow runs are slow for their pipeline, so the pipeline itself is no difference.
+    Slow runs are slow for their pipeline, so the pipeline is not compared.
     """
     found = pipelines_that_match(queries, selected, since, affected, difference.condition)
     for n in range(1, len(found)):

@@ -47,7 +47,7 @@ _MAX_TESTED = 4
 """Number of combinations to test; each is a comparison."""
 
 _MAX_FIELDS_OF_GROUP = 3
-"""Maximum number of fields of a combination; if one of them is the time, it can have one more."""
+"""Maximum number of fields of a combination; if one of them is the time, a fourth one is possible."""
 
 _MIN_GAIN = 1.1
 """A combination must explain at least this many times the deviance that any part of it explains."""

@@ -138,9 +138,9 @@ def errors(
 
     Failures have the same error if they have the same stage, class and function of the application, and if
     their messages differ only in variable parts, such as numbers and text in quotes. Runs that failed
-    without a failed stage (because of their deadline or a crash) form separate groups. An error is new if it
-    first occurred in the period, and not in the 30 days before it. Without `--since`, the period is the last
-    quarter of the record.
+    without a failed stage (because of their deadline or a crash) form separate groups. The first occurrence
+    can be up to 30 days before the period. An error is new if it first occurred in the period, and not in the
+    30 days before it. Without `--since`, the period is the last quarter of the record.
 
     - `stageflow errors --since 2h`
 

@@ -186,6 +186,39 @@ def test_error_is_new_in_a_period_if_it_did_not_occur_before(tmp_path: Path) -> 
     assert (change.kind, change.at) == ("error", time_of(HOUR * 0.85))
 
 
+def test_first_occurrence_is_that_of_the_record_also_before_the_period(
+    tmp_path: Path, archived: bool
+) -> None:
+    day = 24 * HOUR
+    runs = [
+        *failures(1, "1:aa", start=-31 * day),
+        *failures(1, "1:aa", start=-2 * HOUR),
+        *failures(2, "1:aa", start=HOUR * 0.8),
+        *failures(1, "1:bb", start=HOUR * 0.85),
+        *failures(1, "1:bb", start=2 * HOUR),
+    ]
+    write_runs(tmp_path, [{**run, "id": f"run-{n}"} for n, run in enumerate(runs)])
+    if archived:
+        Compactor(tmp_path, keep_seconds=0).compact()
+    of_user = "user_id = 'u1'"
+    with EventStore(tmp_path) as store:
+        old, new = store.errors(period())
+        (filtered,) = store.errors(period(), where=of_user)
+        everything = {group.fingerprint: group for group in store.errors()}
+        (of_one,) = store.errors(where=of_user)
+
+    def ended(seconds: float) -> datetime:
+        return BEGAN + timedelta(seconds=seconds + 0.01)
+
+    # The 30 days before the period count; its other statistics are of the period.
+    assert (old.rows, old.first, old.last) == (2, ended(-2 * HOUR), ended(HOUR * 0.8 + 1))
+    assert (sum(old.trend), old.is_new) == (2.0, False)
+    assert (new.rows, new.first, new.is_new) == (1, ended(HOUR * 0.85), True)
+    assert (filtered.rows, filtered.first, filtered.is_new) == (1, ended(-2 * HOUR), False)
+    assert everything["1:aa"].first == of_one.first == ended(-31 * day)
+    assert everything["1:bb"].last == ended(2 * HOUR)
+
+
 def test_period_without_a_filter_is_from_the_first_failure_until_now(tmp_path: Path) -> None:
     now = (datetime.now(UTC) - BEGAN).total_seconds()
     write_runs(tmp_path, [*failures(1, "1:aa", start=now - HOUR), *failures(1, "1:bb", start=now - 1)])

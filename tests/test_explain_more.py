@@ -616,6 +616,56 @@ def test_value_that_the_runs_with_the_same_problem_share_is_unusual(tmp_path: Pa
     assert usual.unusual == ()
 
 
+def test_values_that_distinguish_the_same_error_come_first_and_those_due_to_the_time_last(
+    tmp_path: Path,
+) -> None:
+    runs: list[dict[str, Any]] = []
+    for n in range(2400):  # 12 hours
+        hour, region, codec = n / 200, ("us", "us", "eu", "ap")[n % 4], ("opus", "pcm")[n // 4 % 2]
+        run = {
+            "id": f"run-{n}",
+            "second": hour * 3600,
+            "version": "2" if hour >= 8 else "1",
+            "attributes": {"region": region, "transport": "sip" if n % 16 > 2 else "webrtc"},
+            "stage_ms": {"transcribe": 50.0 + n % 7},
+            "stage_attributes": {"codec": codec},
+        }
+        if hour >= 10 and (region, codec) == ("ap", "opus"):
+            run |= {"fails": True, "error": "CodecError: x", "data": {"error_fingerprint": "f1"}}
+        runs.append(run)
+    folder = write(tmp_path / "journal", runs)
+    with EventStore(folder) as store:
+        failed = store.explain_run("run-2395")
+        usual = store.explain_run("run-2394")
+    # Most peers have `transport = sip` as well, so that it is not unusual.
+    region, codec, version = failed.unusual
+    assert (region.field, region.value, region.similar_share) == ("attributes.region", "ap", 1.0)
+    assert (codec.field, codec.value, codec.similar_share) == ("transcribe/attributes.codec", "opus", 1.0)
+    assert 0.45 < codec.share < 0.5
+    assert region.same_time_share is codec.same_time_share is None
+    # The version was released two hours before the first failure.
+    assert (version.field, version.value, version.similar_share) == ("service_version", "2", 1.0)
+    assert version.same_time_share == 1.0
+    assert usual.unusual == ()
+    shown = command(folder, "run-2395")
+    assert (
+        "service_version = 2: 100% of the runs with the same error, 32% of the peers; 68% have 1; "
+        "due to the time of the run: 100% of the peers from that time have it" in " ".join(shown.split())
+    )
+
+
+def test_value_that_is_rare_only_at_other_times_is_not_unusual(tmp_path: Path) -> None:
+    day = 24 * 3600.0
+    earlier = [{"id": f"earlier-{n}", "second": n - day, "version": "1"} for n in range(210)]
+    later = [{"id": f"later-{n}", "second": float(n), "version": "2"} for n in range(4500)]
+    earlier[100] |= {"attributes": {"tier": "paid"}}
+    runs = [{"attributes": {"tier": "free"}, **run} for run in earlier + later]
+    with EventStore(write(tmp_path / "journal", runs)) as store:
+        found = store.explain_run("earlier-100")
+    (tier,) = found.unusual
+    assert (tier.field, tier.same_time_share) == ("attributes.tier", None)
+
+
 def test_failures_with_the_same_error_are_counted_with_their_weight(answered: Path) -> None:
     with EventStore(answered) as store:
         found = store.explain_run("failed-1")

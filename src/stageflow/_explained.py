@@ -300,6 +300,9 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
         typical_share: The share of the peers with the most frequent value; None for a number.
         similar_share: The share of the runs with the same problem that have this value; None unless it is
             much higher than that of the peers.
+        same_time_share: The share of the peers from the same time with this value, if nearly all of them have
+            it, so that it is due to the time of the run, such as a version that was released before;
+            otherwise None.
         low: The 0.5th percentile of the peers; None unless the value is a number.
         high: The 99.5th percentile.
     """
@@ -310,6 +313,7 @@ class UnusualValue(Struct, frozen=True, kw_only=True):
     typical: str | float
     typical_share: float | None = None
     similar_share: float | None = None
+    same_time_share: float | None = None
     low: float | None = None
     high: float | None = None
 

@@ -577,6 +577,7 @@ export type UnusualValue = {
   typical: number | string;
   typical_share: number | null;
   similar_share: number | null;
+  same_time_share: number | null;
   low: number | null;
   high: number | null;
 };

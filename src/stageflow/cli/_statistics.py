@@ -138,9 +138,9 @@ def errors(
 
     Failures have the same error if they have the same stage, exception class and application function, and
     if their messages differ only in variable parts, such as numbers and text in quotes. Runs that failed
-    without a failed stage (because of their deadline or a crash) form separate groups. An error is new if it
-    first occurred in the period, and not in the 30 days before it. Without `--since`, the period is the most
-    recent 25% of the recorded time.
+    without a failed stage (because of their deadline or a crash) form separate groups. The first occurrence
+    can be up to 30 days before the period. An error is new if it first occurred in the period, and not in the
+    30 days before it. Without `--since`, the period is the most recent 25% of the recorded time.
 
     - `stageflow errors --since 2h`
 

@@ -136,8 +136,13 @@ def _unusual(one: UnusualValue, similar: str) -> Text:
         shares = [f"{percent(one.share)} of the peers"]
         if one.similar_share is not None:
             shares.insert(0, f"{percent(one.similar_share)} of the {on_one_line(similar)}")
-        typical = f"{percent(one.typical_share or 0.0)} have {_value(one.typical)}"
-        text.append(f": {', '.join(shares)}; {typical}", style=QUIET)
+        parts = [", ".join(shares)]
+        if _value(one.typical) != _value(one.value):
+            parts.append(f"{percent(one.typical_share or 0.0)} have {_value(one.typical)}")
+        if one.same_time_share is not None:
+            others = f"{percent(one.same_time_share)} of the peers from that time have it"
+            parts.append(f"due to the time of the run: {others}")
+        text.append(f": {'; '.join(parts)}", style=QUIET)
     return text
 
 

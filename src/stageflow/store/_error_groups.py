@@ -46,13 +46,14 @@ class ErrorGroup(Struct, frozen=True):
         rows: Number of events.
         count: The weighted number of events.
         runs: Number of stored runs with this failure.
-        first: When the failure first occurred in the period.
-        last: When the failure last occurred.
+        first: When the failure first occurred: in the record, or, with a start of the period, in the period
+            or in the 30 days before it. Like `is_new`, it includes failures that the filter excludes.
+        last: When the failure last occurred in the period.
         examples: Ids of up to five of the newest runs with this failure.
         fingerprint: The `error_fingerprint`, or None.
         users: Number of different `user_id` values of these runs.
         trend: The weighted number of events in each of 12 equal parts of the period, oldest first. The period
-            is that of the filter; by default, it starts with the first failure of any group and ends now.
+            is that of the filter; by default, it starts with `first` of the oldest group and ends now.
         is_new: True if the failure first occurred in the period, and not in the 30 days before it; without a
             start of the period, in the most recent 25% of the recorded time. If less time is recorded, its
             first 25% is the baseline.
@@ -168,11 +169,14 @@ class _Known(Struct, frozen=True):
             end_us = max(epoch_us(since), first_us + (until_us - first_us) // 4)
         return cls(rfc3339(first_us), rfc3339(end_us))
 
-    @property
-    def condition(self) -> str:
-        """The SQL condition over `events`."""
-        started = "started_at {} {}::timestamptz"
-        return f"{started.format('>=', text(self.start))} and {started.format('<', text(self.end))}"
+    def recorded(self, until: str | None) -> str:
+        """Return the SQL condition over `events` for this time and the rest of the period.
+
+        Args:
+            until: End of the period; None for all later events.
+        """
+        condition = f"started_at >= {text(self.start)}::timestamptz"
+        return condition if until is None else f"{condition} and started_at < {text(until)}::timestamptz"
 
 
 def _keyed(failures: str) -> str:
@@ -212,25 +216,30 @@ def errors(
         until: End of the period; None for now.
         limit: Maximum number of groups.
     """
-    known = _Known.before(connection, since, until).condition
+    known = _Known.before(connection, since, until)
+    recorded = known.recorded(until)
     until = until or rfc3339(get_clock().wall_ns() // 1000)
-    first = "(select epoch(min(ended_at)) from failures where selected)"
-    start = f"epoch({text(since)}::timestamptz)" if since else first
+    start = f"epoch({text(since)}::timestamptz)" if since else "(select epoch(min(first)) from occurred)"
     length = f"greatest(epoch({text(until)}::timestamptz) - {start}, 1e-6)"
     # A failure can end after the period of the filter, which selects by the start.
     part = f"greatest(least(floor({_PARTS} * (epoch(ended_at) - {start}) / {length}), {_PARTS - 1}), 0)"
     trend = ", ".join(count_if(f"part = {number}") for number in range(_PARTS))
-    failures = f"""select {FAILURE_COLUMNS}, true as selected from events
+    failures = f"""select {FAILURE_COLUMNS}, true as selected, false as known from events
             where {failure_condition(of_stages, of_runs)}
-        union all select {FAILURE_COLUMNS}, false from events where {failure_condition(known, known)}"""
+        union all select {FAILURE_COLUMNS}, false, started_at < {text(known.end)}::timestamptz from events
+            where {failure_condition(recorded, recorded)}"""
     found = connection.execute(f"""
-        with {_keyed(failures)}
+        with {_keyed(failures)}, occurred as (
+            select key, min(ended_at) as first, bool_or(known) as was_known
+            from keyed group by key having bool_or(selected)
+        )
         select pipeline, stage, arg_max(kind, ended_at), arg_max(message, ended_at), count(*),
-            {count_if()} as weighted_count, count(distinct pipeline_run_id), min(ended_at), max(ended_at),
+            {count_if()} as weighted_count, count(distinct pipeline_run_id), any_value(first), max(ended_at),
             coalesce(arg_max(pipeline_run_id, ended_at, {_EXAMPLES}), []), any_value(fingerprint),
             count(distinct user_id), [{trend}]::double[],
-            any_value(key not in (select key from keyed where not selected)), count(distinct message)
-        from (select *, {part} as part from keyed where selected) group by pipeline, stage, key
+            not any_value(was_known), count(distinct message)
+        from (select *, {part} as part from keyed join occurred using (key) where selected)
+        group by pipeline, stage, key
         order by weighted_count desc, pipeline, stage, max(ended_at) desc, any_value(fingerprint)
         limit {limit}
     """).fetchall()
@@ -265,10 +274,10 @@ def new_errors(connection: DuckDBPyConnection, *, since: str | None, until: str 
         until: End of the period; None for now.
     """
     known = _Known.before(connection, since, until)
-    period = f"started_at >= {text(known.start)}::timestamptz"
-    if until is not None:
-        period += f" and started_at < {text(until)}::timestamptz"
-    failures = f"select {FAILURE_COLUMNS}, started_at from events where {failure_condition(period, period)}"
+    recorded = known.recorded(until)
+    failures = (
+        f"select {FAILURE_COLUMNS}, started_at from events where {failure_condition(recorded, recorded)}"
+    )
     found = connection.execute(f"""
         with {_keyed(failures)}
         select coalesce(pipeline, ''), stage, arg_max(kind, ended_at), any_value(fingerprint),

@@ -100,7 +100,11 @@ export function Errors(): JSX.Element {
                   <th scope="col" class="medium-only trend">
                     Trend
                   </th>
-                  <th scope="col" class="wide-only">
+                  <th
+                    scope="col"
+                    class="wide-only"
+                    title="The first occurrence in the record, up to 30 days before the time range"
+                  >
                     First
                   </th>
                   <th scope="col">Last</th>

@@ -486,9 +486,19 @@ function Explanation({
                     {" "}
                     ({each.similar_share !== null &&
                       `${percent(each.similar_share)} of the ${explanation.similar_are}, `}
-                    {percent(each.share)} of the other runs; typical{" "}
-                    {typeof each.typical === "number" ? measured(each.field, each.typical) : each.typical}
-                    {each.typical_share !== null ? `, ${percent(each.typical_share)}` : ""})
+                    {percent(each.share)} of the other runs
+                    {each.typical !== String(each.value) && (
+                      <>
+                        ; typical{" "}
+                        {typeof each.typical === "number"
+                          ? measured(each.field, each.typical)
+                          : each.typical}
+                        {each.typical_share !== null ? `, ${percent(each.typical_share)}` : ""}
+                      </>
+                    )}
+                    {each.same_time_share !== null &&
+                      `; due to the time: ${percent(each.same_time_share)} of the other runs from that time have it`}
+                    )
                   </span>
                 </li>
               ))}

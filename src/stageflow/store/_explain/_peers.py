@@ -11,10 +11,11 @@ from uuid import uuid4
 
 import numpy as np
 from msgspec import structs
-from scipy import stats
+from scipy import special, stats
 
 from ..._explained import Measured, Part, SameError, StageMeasured, UnusualValue
 from ..._quantities import duration as duration_text
+from ..._time import epoch_us
 from ...journal import RunRecord
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE, DATA_PATHS
@@ -45,13 +46,27 @@ _MIN_PEERS = 20
 _MIN_PEERS_OF_NUMBER = 100
 
 _MIN_SIMILAR, _MIN_LIFT, _MAX_P = 5, 3.0, 1e-4
-"""A value is also unusual if at least this number of runs with the same problem have it, if it is this many
-times as frequent among them as among the peers, and if that is less likely than this by chance."""
+"""A value is also unusual if at least this number of runs with the same problem have it, if having it is this
+many times as frequent among them as among the peers, or not having it this many times as rare, and if that is
+less likely than this by chance."""
+
+_COMMON = 0.75
+"""Minimum share of the peers with a value that is never unusual."""
+
+_SAME_TIME_S, _MIN_SAME_TIME = 3600, 200
+"""The peers from the same time started at most this number of seconds before or after the run; if they are
+fewer than this number, they are the nearest ones."""
+
+_NEARLY_ALL = 0.95
+"""Minimum share of the peers from the same time with a value that is due to the time."""
 
 _SLOW = 0.9
 """The percentile from which on a stage took long, if it took at least twice as long as the median."""
 
 _MAX_UNUSUAL = 20
+
+_WEIGHT = 'greatest(coalesce(sample_rate, 1), 1)::DOUBLE AS "#weight"'
+"""SQL: the number of runs that a run represents."""
 
 _RESULTS = fields_with(Role.OUTCOME) | fields_with(Role.DURATION)
 _GROWING = frozenset({"uptime_s", "memory_peak_bytes"})
@@ -84,7 +99,11 @@ def compare_with_peers(
         f"AND pipeline_run_id <> {literal(run['event_id'])} AND {parenthesized(within or 'TRUE')}"
     )
     same_error = _same_error(connection, run, within)
-    with _copied(connection, condition) as table:
+    newest = (
+        f'SELECT *, FALSE AS "#selected", {_WEIGHT} FROM runs WHERE {condition} '
+        f"ORDER BY started_at DESC, event_id LIMIT {_MAX_PEERS}"
+    )
+    with _copied(connection, newest) as table:
         fetched: dict[str, Any] = connection.execute(
             f'SELECT duration_ms, "#weight" FROM {table}'
         ).fetchnumpy()
@@ -103,7 +122,7 @@ def compare_with_peers(
             peers=peers,
             duration_ms=duration,
             stages=stages,
-            unusual=tuple(_unusual(connection, table, record, similar, within)),
+            unusual=tuple(_unusual(connection, table, record, similar, condition, within)),
             similar_are=similar.description if similar is not None else None,
             same_error=same_error,
             limitations=tuple(_limitations(peers.rows)),
@@ -112,15 +131,11 @@ def compare_with_peers(
 
 
 @contextmanager
-def _copied(connection: DuckDBPyConnection, condition: str) -> Generator[str]:
-    """Copy the newest peers to a temporary table, and drop it when the block ends."""
+def _copied(connection: DuckDBPyConnection, query: str) -> Generator[str]:
+    """Copy the rows of a query to a temporary table, and drop it when the block ends."""
     table = f"stageflow_peers_{uuid4().hex}"
     try:
-        connection.execute(
-            f'CREATE TEMP TABLE {table} AS SELECT *, FALSE AS "#selected", '
-            f'greatest(coalesce(sample_rate, 1), 1)::DOUBLE AS "#weight" FROM runs '
-            f"WHERE {condition} ORDER BY started_at DESC, event_id LIMIT {_MAX_PEERS}"
-        )
+        connection.execute(f"CREATE TEMP TABLE {table} AS {query}")
         yield table
     finally:
         with suppress(Exception):  # do not hide an exception that is propagating
@@ -285,12 +300,23 @@ def _unusual(
     table: str,
     record: RunRecord,
     similar: _Similar | None,
+    of_peers: str,
     within: str | None,
 ) -> list[UnusualValue]:
+    """Return the unusual values of a run, the best leads first.
+
+    Args:
+        connection: The connection.
+        table: The table of the peers.
+        record: The record of the run.
+        similar: The runs with the same problem.
+        of_peers: The condition over `runs` for the peers.
+        within: A predicate for the runs with the same problem; None for all.
+    """
     if similar is not None:
         # The rows with the same problem are counted as the selection.
         connection.execute(
-            f"INSERT INTO {table} SELECT *, TRUE, greatest(coalesce(sample_rate, 1), 1)::DOUBLE FROM runs "
+            f"INSERT INTO {table} SELECT *, TRUE, {_WEIGHT} FROM runs "
             f"WHERE {parenthesized(similar.condition)} AND {parenthesized(within or 'TRUE')} "
             f"AND pipeline_run_id <> {literal(record.run['event_id'])} "
             f"ORDER BY started_at DESC, event_id LIMIT {_MAX_PEERS}"
@@ -303,13 +329,101 @@ def _unusual(
     }
     if stages:
         found += _unusual_of(connection, table, "stages", stages)
-    found.sort(key=lambda one: (one.share / (one.similar_share or 1.0), one.field))
-    return found[:_MAX_UNUSUAL]
+    started_us = epoch_us(record.run["started_at"])
+    return sorted(_with_time(connection, found, of_peers, started_us), key=_order)[:_MAX_UNUSUAL]
+
+
+def _order(one: UnusualValue) -> tuple[bool, float, float, float, str]:
+    """Return the sort key: the values that distinguish the runs with the same problem best come first."""
+    common, share = one.similar_share, one.share
+    is_due_to_time = one.same_time_share is not None
+    if common is None:
+        return is_due_to_time, 0.0, 0.0, share, one.field
+    # The deviance that it explains per run with the same problem; infinite if no peer has the value.
+    deviance = float(special.rel_entr(common, share) + special.rel_entr(1 - common, 1 - share))
+    return is_due_to_time, -deviance, -common, share, one.field
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An unusual value, and where it is: the column of a stage, or that of the runs if `stage` is empty."""
+
+    value: UnusualValue
+    stage: str
+    column: Column
+
+    @classmethod
+    def of(cls, stage: str, column: Column, values: Iterable[UnusualValue]) -> list[_Found]:
+        return [cls(value, stage, column) for value in values]
+
+
+def _stage_rows(runs: str, names: Iterable[str], columns: str) -> str:
+    """Return the query for the last events of stages of runs.
+
+    Args:
+        runs: The runs, a table or a query in parentheses.
+        names: The names of the stages.
+        columns: The columns of `runs`, named `p`.
+    """
+    return (
+        f'(SELECT s.*, s.stage_name AS "#stage", {columns} FROM stages s '
+        f"JOIN {runs} p USING (pipeline_run_id) WHERE s.stage_name IN ({', '.join(map(literal, names))}) "
+        f"AND s.status NOT IN ('RETRY', 'SKIP', 'CANCEL'))"
+    )
+
+
+def _with_time(
+    connection: DuckDBPyConnection, found: Sequence[_Found], of_peers: str, started_us: int
+) -> Iterable[UnusualValue]:
+    """Compare unusual values with the peers from the time of the run.
+
+    Returns:
+        The values with `same_time_share`, without those that are unusual only at another time.
+    """
+    # A number outside the percentiles of all peers is not typical of any time.
+    yield from (one.value for one in found if one.value.low is not None)
+    texts = [one for one in found if one.value.low is None]
+    if not texts:
+        return
+    # Read from the store: the compared peers are the newest, and may not include any from that time.
+    apart = f"abs(epoch_us(started_at) - {started_us})"
+    columns = {quoted(one.column.name) for one in texts if not one.stage} | {"pipeline_run_id", _WEIGHT}
+    near = (
+        f"SELECT {', '.join(sorted(columns))} FROM runs WHERE {of_peers} "
+        f"QUALIFY {apart} <= {_SAME_TIME_S * 1_000_000} "
+        f"OR row_number() OVER (ORDER BY {apart}, event_id) <= {_MIN_SAME_TIME}"
+    )
+    with _copied(connection, near) as table:
+        of_stages = _stage_rows(table, {one.stage for one in texts}, 'p."#weight"')
+        for source, of_source in (
+            (table, [one for one in texts if not one.stage]),
+            (of_stages, [one for one in texts if one.stage]),
+        ):
+            for one, share in zip(of_source, _shares(connection, source, of_source), strict=True):
+                if share < _NEARLY_ALL:
+                    yield one.value
+                elif one.value.similar_share is not None:
+                    yield structs.replace(one.value, same_time_share=share)
+
+
+def _shares(connection: DuckDBPyConnection, source: str, found: Sequence[_Found]) -> Sequence[float]:
+    """Return the share of rows with each value among those with any value; 0 if these are too few."""
+    if not found:
+        return ()
+    shares = []
+    for one in found:
+        text, value = f"CAST({Field.of_column(one.column).text} AS VARCHAR)", _as_text(one.value.value)
+        present = f"{text} IS NOT NULL" + (f' AND "#stage" = {literal(one.stage)}' if one.stage else "")
+        total = f'sum("#weight") FILTER ({present})'
+        matching = f'coalesce(sum("#weight") FILTER ({present} AND {text} = {literal(value)}), 0)'
+        shares.append(f"if(count(*) FILTER ({present}) >= {_MIN_PEERS}, {matching} / {total}, 0)")
+    (row,) = connection.execute(f"SELECT {', '.join(shares)} FROM {source}").fetchall()
+    return row
 
 
 def _unusual_of(
     connection: DuckDBPyConnection, table: str, view: str, own: Mapping[str, Record]
-) -> list[UnusualValue]:
+) -> list[_Found]:
     """Return the unusual values of a run, or of its stages by name."""
     described = connection.execute(f"DESCRIBE SELECT * FROM {view}").fetchall()
     columns = [Column(name, type_) for name, type_, *_ in described]
@@ -325,15 +439,10 @@ def _unusual_of(
     ]
     source, stage = table, ""
     if view == "stages":
-        names = ", ".join(literal(name) for name in own)
-        source = (
-            f'(SELECT s.*, s.stage_name AS "#stage", p."#selected", p."#weight" FROM stages s '
-            f"JOIN {table} p USING (pipeline_run_id) WHERE s.stage_name IN ({names}) "
-            f"AND s.status NOT IN ('RETRY', 'SKIP', 'CANCEL'))"
-        )
+        source = _stage_rows(table, own, 'p."#selected", p."#weight"')
         stage = ', "#stage"'
     categories = [column for column in columns if column.type in ("VARCHAR", "BOOLEAN")]
-    found: list[UnusualValue] = []
+    found: list[_Found] = []
     tables = count_values(
         connection,
         source,
@@ -346,7 +455,8 @@ def _unusual_of(
         for name, record in own.items():
             value = _own_value(column.name, record)
             if isinstance(value, str | bool) and name in by_stage:
-                found += _unusual_value(_field_name(name, column), value, by_stage[name])
+                values = _unusual_value(_field_name(name, column), value, by_stage[name])
+                found += _Found.of(name, column, values)
     numbers = [column for column in columns if column.is_number]
     if numbers:
         copied = ", ".join(f"{quoted(column.name)}::DOUBLE AS n{n}" for n, column in enumerate(numbers))
@@ -355,13 +465,14 @@ def _unusual_of(
         ).fetchnumpy()
         stage_names = np.asarray(fetched["#stage"], dtype=object) if stage else None
         for n, column in enumerate(numbers):
-            values = _plain(fetched[f"n{n}"])
+            numbers_of_peers = _plain(fetched[f"n{n}"])
             for name, record in own.items():
                 number = _as_number(_own_value(column.name, record))
                 if number is not None:
-                    here = np.ones(len(values), bool) if stage_names is None else stage_names == name
-                    weights = fetched["#weight"][here]
-                    found += _extreme_number(_field_name(name, column), number, values[here], weights)
+                    here = slice(None) if stage_names is None else stage_names == name
+                    among, weights = numbers_of_peers[here], fetched["#weight"][here]
+                    values = _extreme_number(_field_name(name, column), number, among, weights)
+                    found += _Found.of(name, column, values)
     return found
 
 
@@ -379,31 +490,37 @@ def _own_value(column: str, record: Record) -> Any:
     return value
 
 
+def _as_text(value: str | float | bool) -> str:
+    """Return a value as DuckDB casts it to text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _unusual_value(field: str, value: str | bool, table: ValueTable) -> Iterable[UnusualValue]:
     counts, rows = table.counts.weight[1], table.counts.rows[1]
     total = float(counts.sum())
     if rows.sum() < _MIN_PEERS:
         return
-    text = str(value).lower() if isinstance(value, bool) else value
+    text = _as_text(value)
     same = np.array([known == text for known in table.texts], bool)
-    here = float(counts[same].sum())
+    share = float(counts[same].sum()) / total
     # A rare value is unusual only if most peers have a frequent one: each user is rare. The run itself
     # counts as well, so that a value that no peer has is as rare as those that one peer has.
     as_rare = float(counts[rows <= rows[same].sum() + 1].sum())
-    is_rare = here / total < _RARE and as_rare / total < _RARE
+    is_rare = share < _RARE and as_rare / total < _RARE
     of_similar, similar_rows = table.counts.weight[0], table.counts.rows[0]
     similar_share = float(of_similar[same].sum() / of_similar.sum()) if similar_rows.sum() else 0.0
     is_shared = (
         similar_rows[same].sum() >= _MIN_SIMILAR
-        and similar_share >= _MIN_LIFT * here / total
-        and stats.binom.sf(similar_rows[same].sum() - 1, similar_rows.sum(), here / total) < _MAX_P
+        and share < _COMMON
+        and (similar_share >= _MIN_LIFT * share or 1 - share >= _MIN_LIFT * (1 - similar_share))
+        and stats.binom.sf(similar_rows[same].sum() - 1, similar_rows.sum(), share) < _MAX_P
     )
     if is_rare or is_shared:
         most = int(np.argmax(counts))
         yield UnusualValue(
             field=field,
             value=value,
-            share=here / total,
+            share=share,
             typical=table.texts[most],
             typical_share=float(counts[most]) / total,
             similar_share=similar_share if is_shared else None,

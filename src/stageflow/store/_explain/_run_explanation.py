@@ -22,8 +22,9 @@ class RunExplanation(RunExplanationRecord, frozen=True, kw_only=True):
         peers: The peers, and the number that they represent.
         duration_ms: The duration in milliseconds; for a run in progress, so far.
         stages: The stages that ran, in the order of their records.
-        unusual: The values that few peers have, or that are much more frequent in runs with the same problem;
-            most unusual first.
+        unusual: The values that few peers have, or that are much more frequent in runs with the same problem.
+            First those that distinguish the runs with the same problem best, then the rarest; those that are
+            due to the time of the run last.
         similar_are: Which runs have the same problem, such as "runs with the same error"; None if the run has
             no problem.
         same_error: The failures with the same error; None if the run has no `error_fingerprint`.

@@ -27,8 +27,8 @@ class ExportSettings(Struct, frozen=True, kw_only=True):
         batch_seconds: Maximum time to wait for a batch to fill; default 1 s.
         send_seconds: Maximum duration of one attempt to send a batch; default 60 s.
         retry_first: Delay in seconds after the first failed attempt; default 1. It doubles with each failure.
-        retry_max: Maximum delay in seconds; default 60. A `Retry-After` header can request up to
-            an hour.
+        retry_max: Maximum delay in seconds; default 60. A `Retry-After` header can request a longer
+            delay, up to an hour.
         circuit_failures: Number of consecutive failures that opens the circuit; default 5.
         circuit_seconds: Time between attempts while the circuit is open; default 60 s.
         isolate_attempts: Number of failed attempts after which the runner suspects that one event causes the

@@ -357,7 +357,7 @@ def test_address_without_an_archive_is_an_error(tmp_path: Path, address: str) ->
         ("select 1; select 2", "expected a single statement, got 2"),
         ("", "the query is empty"),
         (" -- nothing", "the query is empty"),
-        ("drop view runs", "expected a SELECT statement, got a statement of kind DROP"),
+        ("drop view runs", "expected a SELECT statement, got a statement of type DROP"),
     ],
 )
 def test_statement_that_is_not_a_query_is_an_error(folder: Path, sql: str, message: str) -> None:

@@ -439,11 +439,15 @@ def returning(value: Any, wait: bool) -> Any:
 @pytest.mark.parametrize(
     ("value", "shown", "hint"),
     [
-        (StageStatus.OK, "StageStatus <StageStatus.OK: 'OK'>", "return StageOutput.ok(...)"),
-        (ValueError("no"), "ValueError ValueError('no')", "raise it, or return StageOutput.fail(error)"),
+        (StageStatus.OK, "a value of type StageStatus: <StageStatus.OK: 'OK'>", "return StageOutput.ok(...)"),
+        (
+            ValueError("no"),
+            "a value of type ValueError: ValueError('no')",
+            "raise it, or return StageOutput.fail(error)",
+        ),
         (
             ValueError("x" * 200),
-            "ValueError ValueError('" + "x" * 67 + "…",
+            "a value of type ValueError: ValueError('" + "x" * 67 + "…",
             "raise it, or return StageOutput.fail(error)",
         ),
         (StageOutput("OK", {}), "a StageOutput with status='OK'", OUTPUT_HINT),  # type: ignore[arg-type]

@@ -206,7 +206,7 @@ def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvent
         == f"\nno run has ended: no pipeline.wide event was captured{hint}"
     )
     assert failure_message(stageflow_events.stage, "load") == (
-        f"\nno stage 'load' has ended\n  ended stages: nothing{hint}"
+        f"\nno stage 'load' has ended\n  stages that ended: nothing{hint}"
     )
     for run_id in ("r1", "r2"):
         quick.build().run_sync(PipelineContext(pipeline_run_id=run_id))
@@ -217,7 +217,7 @@ def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvent
 """
     assert failure_message(stageflow_events.run) == "\nexpected one run, but 2 have ended" + runs
     assert failure_message(stageflow_events.stage, "load") == (
-        "\nexpected one run with stage 'load', but it has ended in 2 runs" + runs
+        "\nexpected one run with stage 'load', but 2 runs contain it" + runs
     )
     assert failure_message(stageflow_events.assert_stages, load="OK") == (
         "\nexpected the stages of one run, but several runs have ended" + runs
@@ -227,7 +227,7 @@ def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvent
 def test_stage_fails_for_an_unknown_stage(events: CapturedEvents) -> None:
     expected = """
 no stage 'anwser' has ended; did you mean 'answer'?
-  ended stages: load, answer
+  stages that ended: load, answer
 """
     assert failure_message(events.stage, "anwser") == expected
     assert failure_message(events.retries, "anwser") == expected

@@ -104,13 +104,13 @@ class HttpClient:
             seconds: Maximum duration of the request and its response.
 
         Raises:
-            HttpError: There was no response within the time, or it is not valid HTTP.
+            HttpError: There was no response within the time limit, or it was not valid HTTP.
         """
         httpx = self._httpx
         posting = _posting.set(True)
         try:
             async with asyncio.timeout(seconds):
-                # Without compression, the size of a body is limited by the bytes that are read.
+                # Without compression, the limit on the bytes that are read also limits the size of the body.
                 sent = {"accept-encoding": "identity", **headers}
                 async with self._client.stream("POST", url, content=body, headers=sent) as response:
                     received = bytearray()
@@ -153,7 +153,7 @@ def _cause_of(error: BaseException) -> str:
 def post_blocking(
     feature: str, extra: str, url: str, body: bytes, headers: Mapping[str, str], *, seconds: float
 ) -> HttpResponse:
-    """Send a POST request from synchronous code, also on a thread with a running event loop.
+    """Send a POST request from synchronous code, even on a thread with a running event loop.
 
     Args:
         feature: See `HttpClient`.
@@ -179,7 +179,7 @@ def post_blocking(
         except BaseException as error:
             outcome.append(error)
 
-    _httpx(feature, extra)  # the import takes longer than a thread should
+    _httpx(feature, extra)  # import httpx on this thread, because the import is slow
     thread = threading.Thread(target=run, name="stageflow-http", daemon=True)
     thread.start()
     thread.join()
@@ -199,11 +199,11 @@ def check_http(feature: str, extra: str) -> None:
 
 
 _posting = ContextVar("posting", default=False)
-"""True while a `HttpClient` sends a request."""
+"""True while an `HttpClient` sends a request."""
 
 
 class _OwnRequests(logging.Filter):
-    """Drops the records of httpx about requests of a `HttpClient`: they contain URLs, which can be secret."""
+    """Drops the log records of httpx for requests of an `HttpClient`: the URLs in them can be secret."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _posting.get()

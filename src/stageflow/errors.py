@@ -375,7 +375,7 @@ class ArchiveAddressError(StageflowError, ValueError):
 
     Attributes:
         events: Number of archived events that the journal no longer has; None if they cannot be counted.
-        runs: Number of ended runs in these events; None if they cannot be counted.
+        runs: Number of completed runs in these events; None if they cannot be counted.
     """
 
     def __init__(

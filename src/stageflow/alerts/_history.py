@@ -21,7 +21,7 @@ __all__ = ["alert_history", "bounded", "close", "count_delivery", "follow"]
 
 _MAX_AGE = timedelta(days=90)
 _MAX_COUNT = 500
-"""The limits of ended incidents. An incident has about 500 bytes, and each evaluation writes all of them."""
+"""The limits for past incidents. An incident has about 500 bytes, and each evaluation writes all of them."""
 
 _MAX_SUBJECTS = 20
 _MAX_SILENCES = 5
@@ -38,7 +38,7 @@ def alert_history(
 ) -> list[IncidentRecord]:
     """Return current and past incidents, newest first.
 
-    The history contains at most 500 ended incidents from the last 90 days.
+    The history contains at most 500 past incidents from the last 90 days.
 
     Args:
         journal: Directory of the journal.

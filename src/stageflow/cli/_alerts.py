@@ -303,7 +303,7 @@ def history(
 ) -> None:
     """Show current and past incidents, newest first.
 
-    The history contains at most 500 ended incidents from the last 90 days, including those of removed rules.
+    The history contains at most 500 past incidents from the last 90 days, including those of removed rules.
 
     - `stageflow alerts history`
 

@@ -91,7 +91,7 @@ def run(
     ] = False,
     backfill: Annotated[
         bool,
-        typer.Option("--backfill", help="Send the archived events first when the exporter first starts."),
+        typer.Option("--backfill", help="On the first start, send the archived events before the others."),
     ] = False,
     sampler: Annotated[
         str | None,
@@ -162,8 +162,8 @@ def status(
     """Show the lag, the counters and the last error of each exporter that has run for a journal.
 
     `lag` is the number of events that have not been exported yet, and `oldest` is the age of the oldest one.
-    `waiting` is the number of rejected events that `stageflow export retry` sends again, and `missed` the
-    number of events that retention deleted before they were exported.
+    `waiting` is the number of rejected events that `stageflow export retry` sends again, and `missed` is
+    the number of events that retention deleted before they were exported.
 
     - `stageflow export status`
 

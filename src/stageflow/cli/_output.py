@@ -140,7 +140,7 @@ NoFormulasOption = Annotated[
 ]
 
 _FORMULA = re.compile(r"[\s']*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-"""The start of a cell that a spreadsheet evaluates, also after spaces and in full-width characters."""
+"""The start of a cell that a spreadsheet evaluates, even after spaces and in full-width characters."""
 
 
 def print_rows(

@@ -273,7 +273,7 @@ def totals(
 ) -> None:
     """Show exact run counts by outcome, even if events were sampled or dropped.
 
-    The command counts full hours: `--since` is rounded down to the hour.
+    The counts are for full hours: `--since` is rounded down to the hour.
 
     - `stageflow totals --since 1d`
 

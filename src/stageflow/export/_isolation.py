@@ -21,10 +21,10 @@ _CONSIDERED = 1_000
 class Isolation:
     """Collects evidence that a target is available, for the runner and `resend`.
 
-    An event that fails alone is rejected if the target accepts another event, and then still fails for the
-    first one. The other event is one that the target accepted before, so that the order does not change. If
-    there is none, it is one of the events that follow, preferably of another run. Several events can cause
-    failures, so calls try different ones. Without another event, an outage cannot be excluded.
+    An event that fails when it is sent alone is rejected if the target accepts another event, and the first
+    one then fails again. The other event is one that the target accepted before, so that the order does not
+    change. If there is none, it is one of the events that follow, preferably of another run. Several events
+    can cause failures, so calls try different ones. Without another event, an outage cannot be excluded.
 
     Args:
         others: Maximum number of other events that one call of `fails_alone` sends.

@@ -21,20 +21,22 @@ class ExportSettings(Struct, frozen=True, kw_only=True):
     """How a runner forms batches, retries them, and keeps rejected events.
 
     Attributes:
-        batch_events: Maximum number of events of a batch; default 1,000.
+        batch_events: Maximum number of events in a batch; default 1,000.
         batch_bytes: Maximum total size of the JSON of these events, in bytes; default 1 MiB. A larger event
             is sent in a separate batch.
         batch_seconds: Maximum time to wait for a batch to fill; default 1 s.
         send_seconds: Maximum duration of one attempt to send a batch; default 60 s.
         retry_first: Delay in seconds after the first failed attempt; default 1. It doubles with each failure.
-        retry_max: Maximum delay in seconds; default 60. A Retry-After can exceed it, up to an hour.
+        retry_max: Maximum delay in seconds; default 60. A `Retry-After` header can request a longer
+            delay, up to an hour.
         circuit_failures: Number of consecutive failures that opens the circuit; default 5.
         circuit_seconds: Time between attempts while the circuit is open; default 60 s.
         isolate_attempts: Number of failed attempts after which the runner suspects that one event causes the
             failures of a batch; default 10.
-        isolate_seconds: Minimum time since the first of these attempts, in seconds; default 600. Then the
-            runner sends the batch in halves. An event that fails alone is rejected if the target accepts an
-            event that it accepted before, or one of the next events, and then fails again.
+        isolate_seconds: Minimum time since the first of these attempts, in seconds; default 600. The
+            runner then sends the batch in halves, until a single event fails. To verify that the target is
+            available, it sends an event that the target accepted before, or one of the next events. If the
+            target accepts it, the runner sends the failed event again, and rejects it if it fails again.
         rejected_max_age: Seconds after which rejected events are deleted; default 30 days.
         rejected_max_bytes: Maximum size of the rejected events that are kept, in bytes; default 100 MB.
 

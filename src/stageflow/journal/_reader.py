@@ -412,7 +412,7 @@ class JournalReader:
                     yield _Step(
                         writer, position, Entry(found.type, bytes(found.data), writer, sequence, line.offset)
                     )
-                # A repair replaces a damaged line with blanks.
+                # A repair replaces a damaged line with spaces.
                 elif found is None and not line.text.isspace():
                     self._quarantine(segment, line)
                     yield _Step(writer, position, broken=1)

@@ -54,7 +54,7 @@ class Repaired(Struct, frozen=True):
     Attributes:
         crashed: Ids of the runs whose record it completed.
         torn: Number of torn last lines that it moved to `broken/`.
-        broken: Number of damaged lines that it copied to `broken/` and overwrote with blanks.
+        broken: Number of damaged lines that it copied to `broken/` and overwrote with spaces.
         moved: Damaged files that it moved to `broken/`.
         removed: Leftover files of killed processes that it removed.
         missing: Missing segments that it recorded, so that `check` no longer reports them.
@@ -121,7 +121,7 @@ def _record_losses(directory: str) -> tuple[list[MissingSegments], list[str]]:
 
 
 def _remove_line(directory: str, damage: Damage) -> None:
-    """Copy a damaged line to `broken/` and overwrite it with blanks; other lines keep their offsets."""
+    """Copy a damaged line to `broken/` and overwrite it with spaces; other lines keep their offsets."""
     with open(open_regular(damage.path, os.O_RDWR), "r+b") as file:
         status = os.fstat(file.fileno())
         file.seek(damage.offset)

@@ -280,7 +280,7 @@ def quarantine_file(directory: str, path: str) -> str:
         OSError: The entry could not be moved.
     """
     folder = os.path.join(directory, BROKEN)
-    if path == folder:  # a link or a file is in place of `broken/` itself
+    if path == folder:  # `broken` itself is a link or a file
         target = _unused_path(os.path.join(directory, "broken-"))
     else:
         make_private_below(folder)

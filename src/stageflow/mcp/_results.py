@@ -44,7 +44,7 @@ class Sql(str):
 class Results:
     """Encodes results as JSON of limited size, and stores longer ones in a private directory.
 
-    Recorded texts come from users of the application. They are encoded as JSON values of limited length,
+    Recorded strings come from users of the application. They are encoded as JSON values of limited length,
     without control characters and invisible characters.
     """
 
@@ -104,7 +104,7 @@ class Results:
 
 
 def limit_text(value: Any, length: int = MAX_TEXT, keys: int = _LEVELS[0][1]) -> Any:
-    r"""Return a value with short texts, without control and invisible characters, and with rounded numbers.
+    r"""Return a value with short strings, without control and invisible characters, and with rounded numbers.
 
     Args:
         value: A JSON-compatible value.

@@ -162,7 +162,7 @@ def create_server(journal: Path | None = None, archive: str | None = None) -> MC
         return answers.errors(filter, where, limit)
 
     @tool(
-        "What failed, slow or any other runs have in common and the others do not: compares every field, with"
+        "How failed, slow or any other runs differ from the rest: compares every field, with"
         " statistics. rate: share of the rows with the condition that are selected."
     )
     def explain(

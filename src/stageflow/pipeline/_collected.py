@@ -15,7 +15,7 @@ MAX_COLLECTED = 16 << 20
 
 _OTHER_SIZE = 16
 _JOIN_EVERY = 4096
-"""Number of texts that are joined, so that many short ones do not take much memory."""
+"""Number of strings that are joined, so that many short ones do not take much memory."""
 
 
 def size_of(chunk: Any) -> int:
@@ -36,7 +36,7 @@ class Collected:
         self.bytes: int | None = 0
         self._kind: type | None = None
         self._chunks: list[Any] = []
-        # The chunks before those: joined texts, and the lengths of their parts in case another type follows.
+        # The chunks before those: joined strings, and the lengths of their parts if another type follows.
         self._joined: list[str] = []
         self._lengths = array("Q")
         self._size = 0
@@ -82,7 +82,7 @@ class Collected:
         return StageOutput(StageStatus.OK, data, returned=value)
 
     def _parts(self) -> Iterator[str]:
-        """Yield the joined texts one by one."""
+        """Yield the joined strings one by one."""
         text, start = "".join(self._joined), 0
         for length in self._lengths:
             yield text[start : start + length]

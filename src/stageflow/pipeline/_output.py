@@ -89,7 +89,7 @@ def output_of(value: Any, node: Node, ctx: StageContext | None) -> StageOutput:
 
 
 def _described(value: Any) -> str:
-    return f"{type_name(value)} {_short_repr(value)}"
+    return f"a value of type {type_name(value)}: {_short_repr(value)}"
 
 
 def model_fields(kind: type) -> Iterable[str] | None:

@@ -236,7 +236,7 @@ def quoted(name: str) -> str:
 
 
 def text(*values: str) -> str:
-    """Return texts as SQL literals, separated by commas.
+    """Return strings as SQL literals, separated by commas.
 
     A lone surrogate, as in an undecodable command-line argument, is escaped; no stored text contains it.
 
@@ -360,7 +360,7 @@ def rest_column(others: str, attributes: Attributes, entries: str, kinds: Kinds 
     pairs = text(*(f"{kind} {key}" for key, kind in sorted(fits))) or "''"
     strays = f"""list_filter(map_entries({entries}),
         lambda entry: {_attribute_kind("(entry.value::varchar)")} || ' ' || entry.key not in ({pairs}))"""
-    # Concatenate texts, because `json_merge_patch` removes null values.
+    # Concatenate strings, because `json_merge_patch` removes null values.
     as_field = f"""'"attributes":' || to_json(map_from_entries({strays}))::varchar || '}}'"""
     return f"""case when {entries} is null or len({strays}) = 0 then {others}
         else coalesce({others}[:-2] || ',', '{{') || {as_field} end"""

@@ -57,7 +57,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
         duration_ms: Duration in milliseconds; for a run in progress, until now.
         error: Its error, one line of at most 300 characters; None without an error.
         failed_stage: The first stage that failed; None if none did.
-        running: The stages that are running; empty for an ended run.
+        running: The stages that are running; empty for a completed run.
         user_id: Its user; None if unknown. The next four fields are also None if unknown.
         org_id: Its organization.
         session_id: Its session.

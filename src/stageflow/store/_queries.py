@@ -383,7 +383,7 @@ def _check_query(connection: DuckDBPyConnection, query: str) -> None:
         elif len(kinds) > 1:
             problem = f"expected a single statement, got {len(kinds)}: {query}"
         else:
-            problem = f"expected a SELECT statement, got a statement of kind {kinds[0]}: {query}"
+            problem = f"expected a SELECT statement, got a statement of type {kinds[0]}: {query}"
         raise QueryError(problem, sql=query, hint=f"start with select or from; {VIEWS_HINT}")
     tree = parse(connection, query[explain.end() :] if explain else query)
     if tree["error"]:

@@ -99,7 +99,7 @@ def check_reads_views_only(connection: DuckDBPyConnection, tree: Any, query: str
     for part in parts(tree):
         kind = part.get("type")
         if "from_table" in part and (part["from_table"] or {}).get("type") not in _TABLES:
-            raise _refused(query, f"a table of kind {(part['from_table'] or {}).get('type')}")
+            raise _refused(query, f"a table of type {(part['from_table'] or {}).get('type')}")
         if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _QUERIES:
             raise _refused(query, f"{kind.removesuffix('_QUERY_NODE').removesuffix('_NODE')} in a query")
         if kind == "BASE_TABLE":
@@ -113,7 +113,7 @@ def check_reads_views_only(connection: DuckDBPyConnection, tree: Any, query: str
         elif (
             isinstance(kind, str) and ("_REF" in kind or kind.endswith("_GET")) and kind not in _ALLOWED_REFS
         ):
-            raise _refused(query, f"a reference of kind {kind}")
+            raise _refused(query, f"a reference of type {kind}")
         if "function_name" in part:
             functions.add(str(part["function_name"]).lower())
     if found := _refused_functions(connection, functions - _TABLE_FUNCTIONS):

@@ -49,7 +49,7 @@ FIELDS_HINT = (
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
 _CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
-"""A constant predicate, which is accepted because it is intended."""
+"""A constant predicate. It is accepted, because it is probably intentional."""
 
 _NO_CONDITION = re.compile(r"TIME|DATE|INTERVAL|UUID|BLOB|STRUCT|MAP|.*\[\d*\]$")
 """The types of DuckDB whose values cannot be converted to a boolean."""
@@ -66,7 +66,7 @@ _DISPLAYED = re.compile(
 "attributes.NAME"."""
 
 _WINDOW = re.compile(r"(?P<since>[\w\s:+.-]*?)\.\.(?P<until>[\w\s:+.-]*)")
-"""Two times. A predicate can contain two dots too, in text in quotes."""
+"""Two times. A predicate can also contain two dots, in a string literal."""
 
 _RUN = "run"
 """For stages, "run/field" is a field of their run."""
@@ -76,9 +76,11 @@ _DUCKDB_NAMES = {"user", "current_user", "session_user", "current_role", "curren
 
 
 def parenthesized(predicate: str) -> str:
-    """Return a predicate in parentheses, on separate lines if it may end with a comment.
+    """Return a predicate in parentheses.
 
-    Names of fields, as they are displayed, become SQL. A stage whose name is more than a word is written in
+    If it may end with a comment, the closing parenthesis is on a separate line.
+
+    Displayed names of fields are translated to SQL. A stage whose name is more than a word is written in
     quotes: "my stage/attributes.n".
 
     Example:
@@ -157,7 +159,7 @@ def parse_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
 
 
 def refuse_duckdb_names(tree: Any, sql: str) -> None:
-    """Refuse `user` and similar names: for DuckDB they are not unknown, but its own user.
+    """Reject `user` and similar names, which DuckDB resolves to properties of the connection.
 
     Raises:
         QueryError: A query or predicate uses such a name and does not define it.
@@ -252,7 +254,7 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
     known = fields_of(connection, over)
     _check_stages(connection, predicate)
     try:
-        # As a condition of rows, a predicate cannot contain aggregates, window functions or `unnest`.
+        # In a WHERE clause, a predicate cannot contain aggregates, window functions or `unnest`.
         connection.execute(f"select 1 from {over} where {parenthesized(predicate)}::boolean limit 0")
         described = connection.execute(f"describe select {parenthesized(predicate)} from {over}").fetchall()
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
@@ -260,7 +262,7 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
             known += _attributes_elsewhere(connection.cursor(), over)
         raise as_query_error(connection, error, predicate, known) from error
     type = str(described[0][1])
-    # DuckDB reports this only when it evaluates the predicate, together with others.
+    # DuckDB reports this only when it evaluates the predicate in combination with others.
     if _NO_CONDITION.match(type):
         raise QueryError(
             f"{predicate!r} is a value of type {type} and not a condition",
@@ -270,7 +272,7 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
 
 
 def _attributes_elsewhere(connection: DuckDBPyConnection, over: Over) -> list[str]:
-    """Return the displayed names of the attributes of the stages of runs, or of the runs of stages."""
+    """Return the displayed names of the attributes in the other view: of stages for runs, and vice versa."""
     other: Over = "stages" if over == "runs" else "runs"
     # `explain` also accepts a database that has only one of the views.
     columns = connection.execute(
@@ -346,7 +348,7 @@ def hint_for_text(
     if found is None:
         return None
     name, fields = found[1], {field.lower() for field in known}
-    # The error has aborted the transaction of the connection, but not of a new cursor.
+    # The error has aborted the transaction of the connection, but not that of a new cursor.
     for part in parts(parse(connection.cursor(), sql)):
         operands = [part.get("left"), part.get("right"), *(part.get("children") or ())]
         names = {
@@ -406,8 +408,8 @@ def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:
 
     Args:
         over: The view.
-        filter: A filter of runs. For stages, `stage`, `pipeline` (their topology) and `status` are compared
-            with their own fields.
+        filter: A filter for runs. In the view `stages`, `stage`, `pipeline` (the topology) and `status` apply
+            to the fields of the stage itself.
         where: Additional SQL predicate; `parse_predicate` validates it.
 
     Example:
@@ -547,7 +549,7 @@ started_at < '2026-11-23T12:00:00.000000Z'::timestamptz"
     if window is None:
         if filter.since is None:
             raise QueryError(
-                f"{earlier} requires a window to compare with the one {earlier} earlier",
+                f"a comparison with {earlier} earlier requires a window",
                 sql=text,
                 hint="select a window (2h..now), or use --since 2h",
             )

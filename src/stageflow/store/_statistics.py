@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 class Stat(Struct, frozen=True):
     """The statistics of a stage or a pipeline, overall or in one time bucket.
 
-    Counts are numbers of runs, or of ended stages, weighted by `sample_rate`.
+    Counts are numbers of runs, or of stages that ended, weighted by `sample_rate`.
 
     Attributes:
         pipeline: Name of the pipeline; for a stage, the topology that it ran in.

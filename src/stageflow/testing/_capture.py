@@ -178,8 +178,7 @@ class CapturedEvents:
             return found[0]
         if found:
             raise AssertionError(
-                f"expected one run with stage {name!r}, but it has ended in {len(found)} runs"
-                f"{_listing(self.runs)}"
+                f"expected one run with stage {name!r}, but {len(found)} runs contain it{_listing(self.runs)}"
             )
         raise AssertionError(_no_stage(name, stages))
 
@@ -316,7 +315,9 @@ def _stage_row(
 def _no_stage(name: str, events: list[dict[str, Any]]) -> str:
     names = [event["stage_name"] for event in events]
     hint = "" if names else _NOT_CAPTURED_HINT
-    return f"no stage {name!r} has ended{did_you_mean(name, names)}\n  ended stages: {listed(names)}{hint}"
+    return (
+        f"no stage {name!r} has ended{did_you_mean(name, names)}\n  stages that ended: {listed(names)}{hint}"
+    )
 
 
 def _listing(runs: list[dict[str, Any]]) -> str:

@@ -49,7 +49,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
         number: Number of the snapshot; the next one has a higher number.
         read_at: When it was read, RFC 3339.
         source: The address of the journal or the archive, for display.
-        runs: Number of ended runs.
+        runs: Number of completed runs.
         in_progress: Number of runs in progress.
         writing: Whether a process has the journal open for writing; it can change without a new snapshot.
         pipelines: Names of the pipelines, most runs first.

@@ -84,8 +84,9 @@ def explanation_as_markdown(explanation: Explanation) -> str:
     for location in explanation.locations[:3]:
         what = f"{location.what} in stage" if location.stage else location.what
         named = f" {_code(location.stage)}" if location.stage else ""
+        whole = "the selection" if location.what == "failed" else "the excess time"
         time = f", {duration(location.ms)} compared with {duration(location.other_ms)}" if location.ms else ""
-        lines.append(f"- {what}{named} ({percent(location.share)} of it{time})")
+        lines.append(f"- {what}{named} ({percent(location.share)} of {whole}{time})")
     lines += [f"- {_code(limitation)}" for limitation in explanation.limitations]
     return "\n".join(lines) + "\n"
 

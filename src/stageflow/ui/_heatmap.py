@@ -158,5 +158,7 @@ def _check_numeric(cursor: DuckDBPyConnection, question: Question, field: str, e
     kind = str(described[0][1])
     if kind not in ("DOUBLE", "FLOAT", "BIGINT", "INTEGER", "HUGEINT", "SMALLINT", "UBIGINT", "TINYINT"):
         raise QueryError(
-            f"the field {field!r} is not numeric", sql=field, hint="select a number, such as duration_ms"
+            f"the field {field!r} is not numeric",
+            sql=field,
+            hint="select a numeric field, such as duration_ms",
         )

@@ -24,10 +24,10 @@ __all__ = ["DETECTORS", "FORMATS", "Detector"]
 
 
 _LINE_END = r"(?:\r?\n|\\r\\n|\\n)"
-"""A line end, also in the `repr` of a text."""
+"""A line end, including one in the `repr` of a string."""
 
 _QUOTE = r"\\*[\"']"
-"""A quote, also of JSON inside JSON."""
+"""A quote, including one of JSON inside JSON."""
 
 
 def _has_secret_part(path: str) -> bool:
@@ -41,7 +41,7 @@ _OPTION = re.compile(
     r"(?<![\w-])--?(?P<name>\w[\w.-]*+)(?:[ \t\0]{1,9}|\r?\n[ \t]{0,40}(?:-[ \t]{1,9})?)"
     rf"(?P<value>(?={_QUOTE})|(?!-)(?=[^\s\"'\0]*\d|[^\s\"'\0]{{12}})[^\s\"'\0]{{4,}})"
 )
-"""An option and its value, separated by a blank, a NUL (`/proc/PID/cmdline`) or a line break (YAML)."""
+"""An option and its value, separated by a space, a NUL (`/proc/PID/cmdline`) or a line break (YAML)."""
 
 _ITEMS = re.compile(
     rf"(?P<quote>{_QUOTE})--?(?P<name>\w[\w.-]*+)(?P=quote)\s{{0,100}}(?:,\s{{0,100}})?"
@@ -416,7 +416,7 @@ _MARKED_DETECTORS: tuple[tuple[str, Detector], ...] = (
     ('"', _pair),
     ("value", named_value_detector(_SETTING)),
 )
-"""The detectors for a text that contains a marker. Most texts contain none, so the check is fast."""
+"""The detectors for a string that contains a marker. Most strings contain none, so the check is fast."""
 
 
 def _jwt(text: str) -> tuple[str, int]:

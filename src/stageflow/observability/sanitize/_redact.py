@@ -94,7 +94,7 @@ class Redactor:
     """Redacts text and fields according to a `Redact`, and caches its results.
 
     Attributes:
-        clean: Cache of short texts without secrets.
+        clean: Cache of short strings without secrets.
         known: Cache of the results of `is_withheld`, for names that do not contain secrets themselves.
     """
 
@@ -111,7 +111,7 @@ class Redactor:
         """Return whether the value of a top-level field with this name must be redacted."""
         withheld = not self._allows(name) or self.is_secret(name)
         try:
-            # Cached texts are recorded unchanged, so check the name in the form in which it is recorded.
+            # Cached strings are recorded unchanged, so check the name in the form in which it is recorded.
             _, found = self.text(safe_text(name[:_MAX_NAME_CHARS]))
         except BaseException as error:
             INTERRUPTS.contain(error)

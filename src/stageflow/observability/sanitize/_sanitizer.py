@@ -39,7 +39,7 @@ OTHER = "other"
 _LONG_NUMBER = 10**11
 
 _OPTION_START = re.compile(r"-|b['\"]-")
-"""The beginning of an option, also in the `repr` of bytes."""
+"""The beginning of an option, including one in the `repr` of bytes."""
 
 _NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
 """Keys of an object that contains the name and the value of a setting or a header."""

@@ -78,10 +78,10 @@ VALUE = re.compile(
     r"(?P<scheme>(?:(?:bearer|basic|token|digest|apikey)\s+)?)(?!\[redacted)"
     # A list, an object or the arguments of a call. `closing_bracket` finds their end.
     r"(?:(?:[A-Za-z_][\w.]{0,60}(?=\())?(?P<open>[\[{(])|(?:[bruf]{1,2}(?=\\*[\"'])|)"
-    # A quoted value ends with the same quotes (\" for JSON in JSON), or with the text.
+    # A quoted value ends at the same quotes (\" for JSON in JSON), or at the end of the text.
     r"(?:(?P<quote>\\*(?:\"\"\"|'''|[\"']))(?P<quoted>(?:(?!(?P=quote))(?:\\+[\"']?|[^\\])|(?P=quote){2})+)"
-    # Any other value ends with the first blank, or with a delimiter that is not followed by more of the
-    # value.
+    # Any other value ends at the first whitespace character, or at a delimiter that is not followed by
+    # more of the value.
     r"|(?P<bare>(?:[^\s\"'&,;)}\]\\]|[,;&](?![\s\"']|\Z|[\w.\[\]-]++[=:])|[)}\]\"'](?=\w)|\\(?=\w)(?![nrt]))+)))",
     re.IGNORECASE | re.DOTALL,
 )
@@ -108,7 +108,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def is_secret_number(name: str, number: float) -> bool:
-    """Return whether a number under the name of a secret is a secret, and not a measurement.
+    """Return whether a number in a field with the name of a secret is a secret and not a measurement.
 
     Example:
         >>> is_secret_number("ms_per_token", 12), is_secret_number("token", 12345678901)
@@ -149,7 +149,7 @@ _CYRILLIC_TO_LATIN = str.maketrans("авсеорхуѕіјкАВСЕНІКМОР
 
 
 def _in_latin(name: str) -> str:
-    """Return a name without accents, wide letters and zero-width characters, as a person reads it."""
+    """Return a name as a person reads it: without accents, full-width and zero-width characters."""
     letters = unicodedata.normalize("NFKD", name.translate(_CYRILLIC_TO_LATIN))
     return "".join(letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf"))
 
@@ -172,7 +172,7 @@ def is_empty(word: str) -> bool:
 
 
 def is_long(word: str) -> bool:
-    """Return whether a value is too unusual for a word of a sentence: it is long, or contains a digit."""
+    """Return whether a value is unlikely to be a word of a sentence: it is long, or contains a digit."""
     return len(word) >= 12 or (len(word) >= 4 and any(map(str.isdecimal, word)))
 
 

@@ -56,7 +56,7 @@ __all__ = ["investigate"]
 _FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 
 _COMMENT = re.compile(r"""('(?:[^']|'')*'|"(?:[^"]|"")*")|--[^\n]*""")
-"""Quoted texts and identifiers, which are kept, and comments."""
+"""String literals and quoted identifiers, which are kept, and comments."""
 
 _MAX_EFFECTS = 5
 """Maximum number of effects: they show where to look, but not why."""

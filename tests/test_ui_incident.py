@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from incident_runs import write_incident
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
+from test_explain_more import write
 from test_ui_browser import Watched, browser, opened, settle
 from ui_server import Served, serve
 
+from stageflow._time import epoch_us
 from stageflow.store import EventStore
 
 __all__ = ["browser", "opened"]
@@ -80,12 +83,58 @@ def test_stages_are_compared_with_the_baseline(ui: Served) -> None:
     assert max(filter(None, search["p99_ms"][:20])) < 500 < max(filter(None, search["p99_ms"][-8:]))
 
 
+def test_time_before_the_first_run_is_no_baseline_of_stages(ui: Served) -> None:
+    every, month = ui.get("stages"), ui.get("stages", since="30d")
+    assert epoch_us(month["recent_since"]) == pytest.approx(epoch_us(every["recent_since"]), abs=120e6)
+    for one, other in zip(every["rows"], month["rows"], strict=True):
+        assert other["earlier"]["count"] == pytest.approx(one["earlier"]["count"], abs=5)
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    """Runs in whose last quarter `guard` fails twice, `search` 6 and `llm` 50 times; before, only `llm`."""
+
+    def run(number: int) -> dict[str, Any]:
+        late = number >= 300
+        fails = {
+            "guard": number in (340, 360),
+            "search": number in range(310, 322, 2),
+            "llm": number % (2 if late else 5) == 1,
+        }
+        return {
+            "second": number * 60,
+            "ms": 100,
+            "stage_ms": {"guard": 1, "search": 40, "llm": 50},
+            "stage_data": {name: {"status": "FAIL"} for name, each in fails.items() if each},
+        }
+
+    with serve(write(tmp_path_factory.mktemp("failing") / "journal", map(run, range(400)))) as served:
+        yield served
+
+
+@pytest.mark.slow
+def test_stage_with_the_most_additional_failures_is_named(
+    failing: Served, opened: Callable[..., Watched]
+) -> None:
+    def headline(where: str) -> Locator:
+        return opened(failing, f"view=stages&where={quote(where)}").page.locator("h1")
+
+    expect(headline("")).to_contain_text(
+        "llm fails more often: 50% in the last quarter of the time range, 20% before"
+    )
+    expect(headline("stage_name = 'search'")).to_contain_text("search fails more often: 6%")
+    expect(headline("stage_name = 'guard'")).to_contain_text("1 stage, none became slower")
+
+
 @pytest.mark.slow
 def test_stages_begin_with_what_changed(ui: Served, opened: Callable[..., Watched]) -> None:
     page = opened(ui, "view=stages&pipeline=ask").page
     expect(page.locator("h1")).to_contain_text(
-        re.compile(r"^ask: search became slower: p99 \S+ s since .* before")
+        re.compile(
+            r"^ask: search became slower: p99 \S+ s in the last quarter of the time range, \S+ m?s before"
+        )
     )
+    expect(page.locator("h1")).not_to_contain_text("since")
     expect(page.locator("h1")).to_contain_text("search fails more often")
     first = page.get_by_role("table", name="Stages").locator("tbody tr").first
     expect(first).to_contain_text("guard")

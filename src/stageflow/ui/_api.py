@@ -549,7 +549,8 @@ class Stages(Struct, frozen=True, kw_only=True):
         since: Start of the first time step, RFC 3339.
         step_s: Length of a step in seconds.
         incomplete_last: Whether the time range ends within the last step.
-        recent_since: Start of the last quarter of the time range, RFC 3339.
+        recent_since: Start of the last quarter of the time range, RFC 3339; the time before the first row
+            does not count.
         rows: The stages, grouped by pipeline.
         graphs: The graph of each pipeline.
     """

@@ -52,7 +52,7 @@ class Steps:
         count: Number of steps.
         incomplete_first: Whether the time range starts within the first step.
         incomplete_last: Whether it ends within the last step.
-        recent_us: Start of the last quarter of the time range.
+        until_us: End of the time range, in microseconds since the epoch.
     """
 
     def __init__(self, since_us: int, until_us: int, maximum: int) -> None:
@@ -65,7 +65,7 @@ class Steps:
         self.count = min((max(until_us - 1, since_us) - self.since_us) // self.step_us + 1, maximum)
         self.incomplete_first = since_us > self.since_us
         self.incomplete_last = until_us < self.since_us + self.count * self.step_us
-        self.recent_us = since_us + (until_us - since_us) * 3 // 4
+        self.until_us = until_us
 
     def index(self, shift_us: int = 0) -> str:
         """Return SQL for the index of the step in which a row started.

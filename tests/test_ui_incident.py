@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from incident_runs import write_incident
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from test_explain_more import write
 from test_ui_browser import Watched, browser, opened, settle
 from ui_server import Served, serve
@@ -355,6 +355,48 @@ def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Wat
     change.get_by_role("link", name="more failures").click()
     page.wait_for_url(re.compile("view=explore.*select="))
     expect(page.locator(".vmark.onset").first).to_be_attached()
+
+
+@pytest.mark.slow
+def test_differences_of_a_finding_start_at_its_onset(ui: Served, opened: Callable[..., Watched]) -> None:
+    findings = {finding["kind"]: finding for finding in ui.get("causes")["findings"]}
+    page = opened(ui).page
+    expect(page.locator(".findings")).to_contain_text("match search/attributes.shard = eu-4")
+    page.get_by_role("link", name="What is different").first.click()
+    page.wait_for_url(re.compile("view=explore"))
+    assert parse_qs(urlsplit(page.url).query)["since"] == [findings["failures"]["since"]]
+    settle(page)
+    difference = page.get_by_role("table", name="Differences").locator("tbody tr").first
+    expect(difference).to_contain_text("eu-4")
+    share = re.search(r"(\d+%) of the failures since then match", findings["failures"]["text"])
+    assert share is not None
+    expect(difference.locator("td.share").first).to_contain_text(share[1])
+    # The onset precedes this range, which therefore stays.
+    page = opened(ui, "since=3h").page
+    page.get_by_role("link", name="What is different").first.click()
+    page.wait_for_url(re.compile("view=explore"))
+    assert parse_qs(urlsplit(page.url).query)["since"] == ["3h"]
+
+
+@pytest.mark.slow
+def test_what_changed_is_unknown_until_the_search_for_causes_has_ended(
+    failing: Served, opened: Callable[..., Watched]
+) -> None:
+    waiting: list[Route] = []
+    # In these runs, no error is new.
+    since, until = (
+        failing.get("runs", where=f"pipeline_run_id = '{number:08d}-run'")["rows"][0]["started_at"]
+        for number in (10, 200)
+    )
+    page = opened(failing, f"view=runs&since={quote(since)}&until={quote(until)}").page
+    page.route("**/api/causes*", lambda route: waiting.append(route))
+    page.get_by_role("link", name="Overview").click()
+    changes = page.locator(".panel", has=page.get_by_role("heading", name="What changed"))
+    nothing = "Nothing started, and no version, error or alert is new."
+    expect(changes).to_contain_text("Searching for what changed")
+    expect(changes).not_to_contain_text(nothing)
+    waiting.pop().continue_()
+    expect(changes).to_contain_text(nothing)
 
 
 @pytest.mark.slow

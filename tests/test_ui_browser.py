@@ -103,6 +103,12 @@ def settle(page: Page) -> None:
     expect(page.locator("main .skeleton, main [aria-busy=true]")).to_have_count(0)
 
 
+def test_status_states_what_is_the_case(ui: Served, opened: Callable[..., Watched]) -> None:
+    expect(opened(ui, "view=status").page.locator("h1")).to_have_text(
+        "Alerts are not evaluated; nothing is lost or damaged; no process is writing now"
+    )
+
+
 def serious_findings(page: Page) -> list[str]:
     found = Axe().run(page).response["violations"]
     return [

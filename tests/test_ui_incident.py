@@ -276,6 +276,41 @@ def test_narrow_window_shows_the_key_figures(ui: Served, opened: Callable[..., W
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
+def test_error_of_a_run_is_complete(ui: Served, opened: Callable[..., Watched], width: int) -> None:
+    where = quote("first_failed_stage = 'search'")
+    page = opened(ui, f"view=runs&where={where}", viewport={"width": width, "height": 800}).page
+    row = page.get_by_role("table", name="Runs").locator("tbody tr").first
+    error = row.locator(".c-error")
+    # The text that is read aloud and copied is the text that is visible.
+    assert error.inner_text() == "search TimeoutError: no answer from eu-4"
+    expect(error).to_have_attribute("title", "search: TimeoutError: no answer from eu-4")
+    assert error.locator(".reason").evaluate("each => each.scrollHeight <= each.clientHeight")
+    box, all_of_row, pipeline = (each.bounding_box() for each in (error, row, row.locator(".c-pipeline")))
+    assert box is not None
+    assert all_of_row is not None
+    assert pipeline is not None
+    if width == 360:
+        assert box["y"] >= pipeline["y"] + pipeline["height"]
+        assert box["width"] > 0.8 * all_of_row["width"]
+    assert_columns_fit(page)
+
+
+@pytest.mark.slow
+def test_long_error_has_two_lines(opened: Callable[..., Watched], tmp_path: Path) -> None:
+    error = f"ValueError: {'a long message ' * 15}of the service"
+    runs = [{"second": 0, "fails": True, "error": error, "data": {"first_failed_stage": "search"}}]
+    with serve(write(tmp_path / "journal", runs)) as served:
+        page = opened(served, "view=runs").page
+        reason = page.locator(".c-error .reason")
+        height, line = reason.evaluate(
+            "each => [each.clientHeight, parseFloat(getComputedStyle(each).lineHeight)]"
+        )
+        assert height == pytest.approx(2 * line, abs=1)
+        expect(page.locator("td.c-error")).to_have_attribute("title", f"search: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
 def test_label_of_a_mark_is_above_its_line(ui: Served, opened: Callable[..., Watched], width: int) -> None:
     page = opened(ui, viewport={"width": width, "height": 800}).page
     expect(page.locator(".vmark.onset")).to_have_count(3)

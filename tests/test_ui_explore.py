@@ -74,6 +74,12 @@ def test_group_keeps_its_color_when_the_filter_changes(slow: Served, opened: Cal
         assert found.items() <= every.items()
 
 
+def test_empty_selection_has_no_failure_rate(slow: Served, opened: Callable[..., Watched]) -> None:
+    headline = opened(slow, "view=explore&select=duration_ms<0").page.locator("h1")
+    expect(headline).to_contain_text("0 of 600 runs selected")
+    expect(headline).not_to_contain_text("failed")
+
+
 def test_chart_shows_the_percentiles_of_the_measure(slow: Served, opened: Callable[..., Watched]) -> None:
     page = opened(slow, "view=explore").page
     expect(page.get_by_label("show")).to_have_value("p95_ms")

@@ -65,7 +65,30 @@ def test_where_begins_with_the_stage_of_the_first_difference(
 ) -> None:
     page = opened(ui, f"view=explore&select={quote(SLOWEST)}").page
     where = page.locator(".differences li", has_text="of the additional time of the runs that match row 1")
-    expect(where.first).to_contain_text("search took")
+    expect(where.first).to_have_text(
+        re.compile(r"^search took .* on average: >?\d+% of the additional time of the runs that match row 1$")
+    )
+
+
+@pytest.mark.slow
+def test_list_of_failures_is_explored_as_a_selection(ui: Served, opened: Callable[..., Watched]) -> None:
+    for conditions, select, where in (
+        ("failed", "failed", None),
+        ("pipeline_name = 'ask' AND outcome = 'failed'", "outcome = 'failed'", "pipeline_name = 'ask'"),
+        ("error_type = 'TimeoutError'", "error_type = 'TimeoutError'", None),
+        ("pipeline_name = 'ask'", None, "pipeline_name = 'ask'"),
+    ):
+        page = opened(ui, f"view=runs&where={quote(conditions)}").page
+        page.get_by_role("link", name="Explore these runs").click()
+        page.wait_for_url(re.compile("view=explore"))
+        found = parse_qs(urlsplit(page.url).query)
+        assert (found.get("select"), found.get("where")) == (select and [select], where and [where])
+        settle(page)
+    page = opened(ui, f"view=runs&where={quote(ui.get('errors')['rows'][0]['where'])}").page
+    page.get_by_role("link", name="Explore these runs").click()
+    page.wait_for_url(re.compile("view=explore.*select=pipeline_run_id"))
+    settle(page)
+    expect(page.locator("h1")).to_contain_text("runs selected")
 
 
 # ---------------------------------------------------------------- stages

@@ -371,7 +371,7 @@ function describe(
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
-    const failed = failureShares(facets);
+    const failed = facets.selection > 0 ? failureShares(facets) : null;
     if (failed && select !== "failed")
       parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " from the same time" : ""}`);
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -180,6 +181,7 @@ def test_filter_by_an_attribute_without_its_stage_suggests_the_stage(
     page = watched.page
     page.get_by_role("combobox", name="Filter").fill("shard = eu-4")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("This filter is not applied: unknown field")
     page.get_by_role("button", name="Use search/attributes.shard").click()
     page.wait_for_url(re.compile("where=.*search%2Fattributes.shard"))
     expect(page.locator("h1")).to_contain_text(re.compile(r"^\d+ runs match the filter"))
@@ -198,6 +200,44 @@ def test_comparison_states_which_stages_were_not_reached(ui: Served, opened: Cal
     expect(page.locator("h1")).not_to_contain_text("llm (")
     line = page.get_by_role("table", name="Stages of both runs").locator("tr", has_text="llm")
     expect(line.locator("td").last).to_have_text("not reached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_labels_of_the_axis_of_a_comparison_do_not_touch(
+    ui: Served, opened: Callable[..., Watched], width: int
+) -> None:
+    one, other = (run["run_id"] for run in ui.get("runs", limit="2")["rows"])
+    page = opened(ui, f"view=compare&id={one}&with={other}", viewport={"width": width, "height": 800}).page
+    axes = page.locator(".wf-axis .wf-track")
+    assert axes.count() == 2
+    for axis in axes.all():
+        labels = axis.locator(".tick").evaluate_all(
+            "all => all.map((each) => each.getBoundingClientRect()).map(({left, right}) => [left, right])"
+        )
+        box = axis.bounding_box()
+        assert labels
+        assert box is not None
+        assert all(right + 8 < left for (_, right), (left, _) in pairwise(labels))
+        assert labels[-1][1] <= box["x"] + box["width"]
+
+
+@pytest.mark.slow
+def test_header_of_a_run_states_the_time_of_day(ui: Served, opened: Callable[..., Watched]) -> None:
+    run = ui.get("runs", limit="1")["rows"][0]
+    facts = opened(ui, f"view=run&id={run['run_id']}").page.locator(".facts-line")
+    expect(facts).to_contain_text(re.compile(r"started \d+ (s|min) ago, (\d\d-\d\d )?\d\d:\d\d:\d\d"))
+
+
+@pytest.mark.slow
+def test_last_label_of_a_time_axis_has_space(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui).page
+    for chart in page.locator(".uplot").all():
+        space = chart.evaluate(
+            "each => each.getBoundingClientRect().right"
+            " - each.querySelector('.u-over').getBoundingClientRect().right"
+        )
+        assert space >= 24
 
 
 # ---------------------------------------------------------------- distributions
@@ -341,7 +381,7 @@ def test_label_of_a_mark_is_above_its_line(ui: Served, opened: Callable[..., Wat
         plot, line, label = (
             marks.bounding_box(),
             marks.locator(".vmark.onset").bounding_box(),
-            marks.locator(".vmark-label", has_text="more").first.bounding_box(),
+            marks.locator(".vmark-label", has_text="onset").first.bounding_box(),
         )
         assert plot is not None
         assert line is not None
@@ -410,6 +450,7 @@ def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Wat
     )
     expect(page.locator("h1")).to_contain_text(re.compile(r"\bhave failed\b.*\bhave been slow\b"))
     change = page.locator(".changes li", has_text="onset")
+    expect(change).to_contain_text(re.compile(r"\d h ago, (\d\d-\d\d )?\d\d:\d\d"))
     change.get_by_role("link", name="more failures").click()
     page.wait_for_url(re.compile("view=explore.*select="))
     expect(page.locator(".vmark.onset").first).to_be_attached()

@@ -254,7 +254,14 @@ export function FilterBar(): JSX.Element {
           />
         )}
       </div>
-      {rejected && <Rejection rejected={rejected} replace={replaceRejected} remove={removeRejected} />}
+      {rejected && (
+        <Rejection
+          rejected={rejected}
+          isApplied={terms.includes(rejected.term)}
+          replace={replaceRejected}
+          remove={removeRejected}
+        />
+      )}
       <div
         class="popover suggestions"
         // Without this, Tab would move to the list, because it scrolls.
@@ -383,17 +390,26 @@ async function problemOf(term: string, over: "runs" | "stages"): Promise<Problem
   return null;
 }
 
-type RejectionProperties = { rejected: Rejected; replace: (term: string) => void; remove: () => void };
+type RejectionProperties = {
+  rejected: Rejected;
+  /** Whether the filter contains the term, so that the views report the problem too. */
+  isApplied: boolean;
+  replace: (term: string) => void;
+  remove: () => void;
+};
 
 /** Why a term was rejected, and what may have been meant. */
-function Rejection({ rejected: { term, problem }, replace, remove }: RejectionProperties): JSX.Element {
+function Rejection({ rejected: { term, problem }, isApplied, replace, remove }: RejectionProperties): JSX.Element {
   const [, text = problem.title, , meant] =
     /^(.*?)( in (?:'.*'|".*"))?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
   const name = /^unknown field '(.+?)'/.exec(problem.title)?.[1];
   const field = meant?.replace(/^'(.*)'$/, "$1");
   return (
     <div class="rejection" role="alert">
-      <span>{text.replace(/ in ('.*'|".*")$/s, "")}.</span>
+      <span>
+        {isApplied ? "" : "This filter is not applied: "}
+        {text.replace(/ in ('.*'|".*")$/s, "")}.
+      </span>
       {name && field && /^("[^"]+"|[\w.]+)$/.test(field) && (
         <button
           type="button"

@@ -7,7 +7,7 @@ import { LineChart } from "../charts/LineChart";
 import { MARK_KINDS } from "../charts/Marks";
 import { Ago } from "../clock";
 import { command } from "../command";
-import { duration, time, withTimes } from "../format";
+import { duration, shortTime, time, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { NewestRun } from "../parts/NewestRun";
@@ -277,7 +277,7 @@ function ChangeLine({ change }: { change: Mark }): JSX.Element {
   return (
     <>
       <span class="muted nowrap">
-        <Ago at={change.at} />
+        <Ago at={change.at} />, {shortTime(change.at)}
       </span>
       <span class={change.kind === "version" ? "" : "is-fail"}>{MARK_KINDS[change.kind]}</span>
       {change.where ? (

@@ -74,6 +74,17 @@ def test_group_keeps_its_color_when_the_filter_changes(slow: Served, opened: Cal
         assert found.items() <= every.items()
 
 
+def test_chart_compares_the_selection_with_the_rest(slow: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(slow, "view=explore").page
+    expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time")
+    page = opened(slow, "view=explore&select=duration_ms>1000").page
+    expect(page.locator(".line-chart .key")).to_have_text(["selection", "the rest"])
+    expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time")
+    page.get_by_label("group by").select_option("service_version")
+    settle(page)
+    expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time, all runs")
+
+
 def test_empty_selection_has_no_failure_rate(slow: Served, opened: Callable[..., Watched]) -> None:
     headline = opened(slow, "view=explore&select=duration_ms<0").page.locator("h1")
     expect(headline).to_contain_text("0 of 600 runs selected")

@@ -197,8 +197,9 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
     """One line of each chart. Each list has one element per time step; None is a gap.
 
     Attributes:
-        name: Value of the field by which the series is grouped; None for all rows or a missing value.
-        where: The predicate that selects the group; None for all rows.
+        name: Value of the field by which the series is grouped; "selection" or "rest" if the request
+            has a selection instead of a field; None for all rows or a missing value.
+        where: The predicate that selects the group; None for all rows, or the rest.
         rank: The position of the value among all values of the field, in the order in which they first
             occurred, starting at 0. It does not depend on a filter or a time range, so a chart can derive the
             color of the value from it. None for all rows, or for a missing value.
@@ -225,6 +226,8 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
 
 class Series(Struct, frozen=True, kw_only=True):
     """Counts, failure rates and durations over time: `GET /api/series?by=FIELD`.
+
+    With `select=PREDICATE` instead of a field, there are two groups: the selection and the rest.
 
     Attributes:
         snapshot: Number of the snapshot.

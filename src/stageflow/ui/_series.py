@@ -16,6 +16,7 @@ from ..store import (
     count_if,
     field_sql,
     first_sightings,
+    parenthesized,
     percentiles,
     quoted,
     ranked,
@@ -125,7 +126,9 @@ def _series(
 ) -> Series:
     steps = steps_of(cursor, question)
     field, others = None, 0
-    if question.by is None:
+    if question.by is None and question.select is not None:
+        measured = _selection_and_rest(cursor, question, steps, weighted, question.select)
+    elif question.by is None:
         measured = [_all_rows(cursor, question, steps, weighted)]
     else:
         field, expression = field_sql(cursor, question.over, question.by)
@@ -237,6 +240,25 @@ def _grouped(
             **_columns({step: values for (name, step), values in found.items() if name == group.name}, steps),
         )
         for group in groups
+    ]
+
+
+def _selection_and_rest(
+    cursor: DuckDBPyConnection, question: Question, steps: Steps, weighted: bool, select: str
+) -> list[SeriesGroup]:
+    is_selected = f"coalesce({parenthesized(select)}::boolean, false)"
+    is_rest = f"coalesce({parenthesized(question.against)}::boolean, false)" if question.against else "true"
+    name = f"case when {is_selected} then 'selection' when {is_rest} then 'rest' end"
+    found = _measured(cursor, question.over, question.condition, steps, steps.index(), weighted, name)
+    return [
+        SeriesGroup(
+            name=part,
+            where=select if part == "selection" else None,
+            rank=None,
+            total=None,
+            **_columns({step: values for (of, step), values in found.items() if of == part}, steps),
+        )
+        for part in ("selection", "rest")
     ]
 
 

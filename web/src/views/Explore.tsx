@@ -61,7 +61,9 @@ export function Explore(): JSX.Element {
     against,
   });
   const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, ...grid, select }, follow);
-  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS }, follow);
+  // The groups of a field are those of all rows.
+  const parts = state.by || !select ? {} : { select, against };
+  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS, ...parts }, follow);
   const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select, against });
   const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, {
     ...range,

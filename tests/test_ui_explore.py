@@ -85,6 +85,18 @@ def test_chart_compares_the_selection_with_the_rest(slow: Served, opened: Callab
     expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time, all runs")
 
 
+def test_word_without_a_field_offers_the_fields_with_this_value(
+    slow: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(slow, "view=runs").page
+    page.get_by_role("combobox", name="Filter").fill("EU-4")
+    options = page.get_by_role("listbox", name="Suggestions").get_by_role("option")
+    expect(options.first).to_have_text("search/attributes.shard=eu-4120")
+    expect(options.nth(1)).to_contain_text("=EU-4")
+    options.first.click()
+    expect(page.locator("h1")).to_contain_text("120 runs match the filter")
+
+
 def test_empty_selection_has_no_failure_rate(slow: Served, opened: Callable[..., Watched]) -> None:
     headline = opened(slow, "view=explore&select=duration_ms<0").page.locator("h1")
     expect(headline).to_contain_text("0 of 600 runs selected")

@@ -591,11 +591,12 @@ class Completion(Struct, frozen=True, kw_only=True):
     Attributes:
         text: The text that it inserts; for a field of a stage of a run, "stage/field".
         kind: A field of the rows, a field of a stage of a run, or a value.
-        count: Number of rows with the value; None for a field.
+        count: Number of rows with the value; None for a field, unless a value was requested.
         type: "text", "number", "time", "boolean" or "list" for a field; None for a value.
         usefulness: How useful it is to group by the field: the higher, the more useful. None for a value, and
             for fields by which it is not useful to group, such as ids and numbers.
         synonyms: Other names of the field.
+        value: The requested value as it was recorded, which can have other capital letters; None without one.
     """
 
     text: str
@@ -604,14 +605,18 @@ class Completion(Struct, frozen=True, kw_only=True):
     type: str | None = None
     usefulness: int | None = None
     synonyms: tuple[str, ...] = ()
+    value: str | None = None
 
 
 class Completions(Struct, frozen=True, kw_only=True):
-    """Suggestions: all fields with `GET /api/complete`, values with `GET /api/complete?field=F&prefix=P`.
+    """Suggestions of the filter bar.
+
+    `GET /api/complete` returns all fields, `GET /api/complete?field=F&prefix=P` values of a field, and
+    `GET /api/complete?value=V` the fields with a value, in any case.
 
     Attributes:
         snapshot: Number of the snapshot.
-        suggestions: The suggestions; fields by name, values by count.
+        suggestions: The suggestions; fields by name, values and the fields with a value by count.
     """
 
     snapshot: int

@@ -31,7 +31,8 @@ def write(folder: Path, runs: Iterable[Mapping[str, Any]]) -> Path:
     Args:
         folder: The journal.
         runs: The fields of each run. In addition to those of `lines_of`: `attributes`, `stage_ms` (durations
-            of the stages by name) and `stage_attributes` (of every stage).
+            of the stages by name), `stage_attributes` (of every stage) and `stage_data` (the other fields of
+            a stage by its name).
     """
     folder.mkdir(exist_ok=True)
     lines = []
@@ -52,6 +53,7 @@ def write(folder: Path, runs: Iterable[Mapping[str, Any]]) -> Path:
                 "queue_ms": run.get("queue_ms", {}).get(name, 0.0),
                 "total_ms": ms + run.get("queue_ms", {}).get(name, 0.0),
                 "attributes": run.get("stage_attributes", {}),
+                **run.get("stage_data", {}).get(name, {}),
             }
             lines.append(json.dumps({"type": "stage.wide", "data": stage}, separators=(",", ":")))
         lines += [*map(str.strip, run_lines[:-1]), json.dumps(event, separators=(",", ":"))]

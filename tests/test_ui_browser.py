@@ -103,6 +103,26 @@ def settle(page: Page) -> None:
     expect(page.locator("main .skeleton, main [aria-busy=true]")).to_have_count(0)
 
 
+def test_status_states_what_is_the_case(ui: Served, opened: Callable[..., Watched]) -> None:
+    expect(opened(ui, "view=status").page.locator("h1")).to_have_text(
+        "Alerts are not evaluated; nothing is lost or damaged; no process is writing now"
+    )
+
+
+def test_live_switch_states_whether_it_is_on(ui: Served, opened: Callable[..., Watched]) -> None:
+    switch = opened(ui).page.get_by_role("switch")
+    dot = switch.locator(".dot")
+    green = dot.evaluate("each => getComputedStyle(each).backgroundColor")
+    expect(switch).to_have_text("Live")
+    assert green == switch.evaluate(
+        "each => { each.style.color = 'var(--ok-bar)'; return getComputedStyle(each).color }"
+    )
+    switch.click()
+    expect(switch).to_have_text("Paused")
+    expect(switch).to_have_attribute("aria-checked", "false")
+    expect(dot).to_have_css("background-color", "rgba(0, 0, 0, 0)")
+
+
 def serious_findings(page: Page) -> list[str]:
     found = Axe().run(page).response["violations"]
     return [

@@ -74,6 +74,35 @@ def test_group_keeps_its_color_when_the_filter_changes(slow: Served, opened: Cal
         assert found.items() <= every.items()
 
 
+def test_chart_compares_the_selection_with_the_rest(slow: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(slow, "view=explore").page
+    expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time")
+    page = opened(slow, "view=explore&select=duration_ms>1000").page
+    expect(page.locator(".line-chart .key")).to_have_text(["selection", "the rest"])
+    expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time")
+    page.get_by_label("group by").select_option("service_version")
+    settle(page)
+    expect(page.get_by_role("heading", name="Over time")).to_have_text("Over time, all runs")
+
+
+def test_word_without_a_field_offers_the_fields_with_this_value(
+    slow: Served, opened: Callable[..., Watched]
+) -> None:
+    page = opened(slow, "view=runs").page
+    page.get_by_role("combobox", name="Filter").fill("EU-4")
+    options = page.get_by_role("listbox", name="Suggestions").get_by_role("option")
+    expect(options.first).to_have_text("search/attributes.shard=eu-4120")
+    expect(options.nth(1)).to_contain_text("=EU-4")
+    options.first.click()
+    expect(page.locator("h1")).to_contain_text("120 runs match the filter")
+
+
+def test_empty_selection_has_no_failure_rate(slow: Served, opened: Callable[..., Watched]) -> None:
+    headline = opened(slow, "view=explore&select=duration_ms<0").page.locator("h1")
+    expect(headline).to_contain_text("0 of 600 runs selected")
+    expect(headline).not_to_contain_text("failed")
+
+
 def test_chart_shows_the_percentiles_of_the_measure(slow: Served, opened: Callable[..., Watched]) -> None:
     page = opened(slow, "view=explore").page
     expect(page.get_by_label("show")).to_have_value("p95_ms")

@@ -75,6 +75,33 @@ def test_values_of_a_field_of_a_stage_are_suggested(ui: Served) -> None:
     assert [(each["text"], each["count"]) for each in values] == [("eu-4", 120)]
 
 
+def test_fields_with_a_value_are_suggested(ui: Served) -> None:
+    def found(value: str, over: str = "runs") -> list[tuple[str, float, str]]:
+        suggestions = ui.get("complete", value=value, over=over)["suggestions"]
+        return [(each["text"], each["count"], each["value"]) for each in suggestions]
+
+    assert found("VOICE") == [("attributes.channel", RUNS / 2, "voice")]
+    assert found("eu-4") == [("search/attributes.shard", RUNS / 5, "eu-4")]
+    assert found("eu-4", over="stages") == [("attributes.shard", RUNS / 5, "eu-4")]
+    assert ("user_id", 86, "u-1") in found("u-1")
+    assert found("nowhere") == []
+    assert found("it's") == []
+
+
+def test_series_of_a_selection_and_the_rest(ui: Served) -> None:
+    def counts(**parameters: str) -> dict[str | None, float]:
+        return {group["name"]: sum(group["count"]) for group in ui.get("series", **parameters)["groups"]}
+
+    slow = "duration_ms > 1000"
+    selected = counts(where=slow)[None]
+    assert counts(select=slow) == {"selection": selected, "rest": RUNS - selected}
+    by_stage = "\"search/attributes.shard\" = 'eu-4'"
+    assert counts(select=slow, against=by_stage) == {"selection": selected, "rest": RUNS / 5 - selected}
+    assert counts(select=by_stage, where="service_version = '2.4.0'") == {"selection": 60, "rest": 240}
+    # A field takes precedence.
+    assert set(counts(select=slow, by="service_version")) == {"2.3.9", "2.4.0"}
+
+
 def test_series_by_a_field_of_a_stage_counts_every_run(ui: Served) -> None:
     found = ui.get("series", by="search/attributes.shard")
     assert {group["name"]: group["total"]["count"] for group in found["groups"]} == {

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
+from itertools import pairwise
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from incident_runs import write_incident
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
+from test_explain_more import write
 from test_ui_browser import Watched, browser, opened, settle
 from ui_server import Served, serve
 
+from stageflow._time import epoch_us
 from stageflow.store import EventStore
 
 __all__ = ["browser", "opened"]
@@ -62,7 +66,30 @@ def test_where_begins_with_the_stage_of_the_first_difference(
 ) -> None:
     page = opened(ui, f"view=explore&select={quote(SLOWEST)}").page
     where = page.locator(".differences li", has_text="of the additional time of the runs that match row 1")
-    expect(where.first).to_contain_text("search took")
+    expect(where.first).to_have_text(
+        re.compile(r"^search took .* on average: >?\d+% of the additional time of the runs that match row 1$")
+    )
+
+
+@pytest.mark.slow
+def test_list_of_failures_is_explored_as_a_selection(ui: Served, opened: Callable[..., Watched]) -> None:
+    for conditions, select, where in (
+        ("failed", "failed", None),
+        ("pipeline_name = 'ask' AND outcome = 'failed'", "outcome = 'failed'", "pipeline_name = 'ask'"),
+        ("error_type = 'TimeoutError'", "error_type = 'TimeoutError'", None),
+        ("pipeline_name = 'ask'", None, "pipeline_name = 'ask'"),
+    ):
+        page = opened(ui, f"view=runs&where={quote(conditions)}").page
+        page.get_by_role("link", name="Explore these runs").click()
+        page.wait_for_url(re.compile("view=explore"))
+        found = parse_qs(urlsplit(page.url).query)
+        assert (found.get("select"), found.get("where")) == (select and [select], where and [where])
+        settle(page)
+    page = opened(ui, f"view=runs&where={quote(ui.get('errors')['rows'][0]['where'])}").page
+    page.get_by_role("link", name="Explore these runs").click()
+    page.wait_for_url(re.compile("view=explore.*select=pipeline_run_id"))
+    settle(page)
+    expect(page.locator("h1")).to_contain_text("runs selected")
 
 
 # ---------------------------------------------------------------- stages
@@ -80,12 +107,58 @@ def test_stages_are_compared_with_the_baseline(ui: Served) -> None:
     assert max(filter(None, search["p99_ms"][:20])) < 500 < max(filter(None, search["p99_ms"][-8:]))
 
 
+def test_time_before_the_first_run_is_no_baseline_of_stages(ui: Served) -> None:
+    every, month = ui.get("stages"), ui.get("stages", since="30d")
+    assert epoch_us(month["recent_since"]) == pytest.approx(epoch_us(every["recent_since"]), abs=120e6)
+    for one, other in zip(every["rows"], month["rows"], strict=True):
+        assert other["earlier"]["count"] == pytest.approx(one["earlier"]["count"], abs=5)
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    """Runs in whose last quarter `guard` fails twice, `search` 6 and `llm` 50 times; before, only `llm`."""
+
+    def run(number: int) -> dict[str, Any]:
+        late = number >= 300
+        fails = {
+            "guard": number in (340, 360),
+            "search": number in range(310, 322, 2),
+            "llm": number % (2 if late else 5) == 1,
+        }
+        return {
+            "second": number * 60,
+            "ms": 100,
+            "stage_ms": {"guard": 1, "search": 40, "llm": 50},
+            "stage_data": {name: {"status": "FAIL"} for name, each in fails.items() if each},
+        }
+
+    with serve(write(tmp_path_factory.mktemp("failing") / "journal", map(run, range(400)))) as served:
+        yield served
+
+
+@pytest.mark.slow
+def test_stage_with_the_most_additional_failures_is_named(
+    failing: Served, opened: Callable[..., Watched]
+) -> None:
+    def headline(where: str) -> Locator:
+        return opened(failing, f"view=stages&where={quote(where)}").page.locator("h1")
+
+    expect(headline("")).to_contain_text(
+        "llm fails more often: 50% in the last quarter of the time range, 20% before"
+    )
+    expect(headline("stage_name = 'search'")).to_contain_text("search fails more often: 6%")
+    expect(headline("stage_name = 'guard'")).to_contain_text("1 stage, none became slower")
+
+
 @pytest.mark.slow
 def test_stages_begin_with_what_changed(ui: Served, opened: Callable[..., Watched]) -> None:
     page = opened(ui, "view=stages&pipeline=ask").page
     expect(page.locator("h1")).to_contain_text(
-        re.compile(r"^ask: search became slower: p99 \S+ s since .* before")
+        re.compile(
+            r"^ask: search became slower: p99 \S+ s in the last quarter of the time range, \S+ m?s before"
+        )
     )
+    expect(page.locator("h1")).not_to_contain_text("since")
     expect(page.locator("h1")).to_contain_text("search fails more often")
     first = page.get_by_role("table", name="Stages").locator("tbody tr").first
     expect(first).to_contain_text("guard")
@@ -108,6 +181,7 @@ def test_filter_by_an_attribute_without_its_stage_suggests_the_stage(
     page = watched.page
     page.get_by_role("combobox", name="Filter").fill("shard = eu-4")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("This filter is not applied: unknown field")
     page.get_by_role("button", name="Use search/attributes.shard").click()
     page.wait_for_url(re.compile("where=.*search%2Fattributes.shard"))
     expect(page.locator("h1")).to_contain_text(re.compile(r"^\d+ runs match the filter"))
@@ -126,6 +200,44 @@ def test_comparison_states_which_stages_were_not_reached(ui: Served, opened: Cal
     expect(page.locator("h1")).not_to_contain_text("llm (")
     line = page.get_by_role("table", name="Stages of both runs").locator("tr", has_text="llm")
     expect(line.locator("td").last).to_have_text("not reached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_labels_of_the_axis_of_a_comparison_do_not_touch(
+    ui: Served, opened: Callable[..., Watched], width: int
+) -> None:
+    one, other = (run["run_id"] for run in ui.get("runs", limit="2")["rows"])
+    page = opened(ui, f"view=compare&id={one}&with={other}", viewport={"width": width, "height": 800}).page
+    axes = page.locator(".wf-axis .wf-track")
+    assert axes.count() == 2
+    for axis in axes.all():
+        labels = axis.locator(".tick").evaluate_all(
+            "all => all.map((each) => each.getBoundingClientRect()).map(({left, right}) => [left, right])"
+        )
+        box = axis.bounding_box()
+        assert labels
+        assert box is not None
+        assert all(right + 8 < left for (_, right), (left, _) in pairwise(labels))
+        assert labels[-1][1] <= box["x"] + box["width"]
+
+
+@pytest.mark.slow
+def test_header_of_a_run_states_the_time_of_day(ui: Served, opened: Callable[..., Watched]) -> None:
+    run = ui.get("runs", limit="1")["rows"][0]
+    facts = opened(ui, f"view=run&id={run['run_id']}").page.locator(".facts-line")
+    expect(facts).to_contain_text(re.compile(r"started \d+ (s|min) ago, (\d\d-\d\d )?\d\d:\d\d:\d\d"))
+
+
+@pytest.mark.slow
+def test_last_label_of_a_time_axis_has_space(ui: Served, opened: Callable[..., Watched]) -> None:
+    page = opened(ui).page
+    for chart in page.locator(".uplot").all():
+        space = chart.evaluate(
+            "each => each.getBoundingClientRect().right"
+            " - each.querySelector('.u-over').getBoundingClientRect().right"
+        )
+        assert space >= 24
 
 
 # ---------------------------------------------------------------- distributions
@@ -227,6 +339,41 @@ def test_narrow_window_shows_the_key_figures(ui: Served, opened: Callable[..., W
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
+def test_error_of_a_run_is_complete(ui: Served, opened: Callable[..., Watched], width: int) -> None:
+    where = quote("first_failed_stage = 'search'")
+    page = opened(ui, f"view=runs&where={where}", viewport={"width": width, "height": 800}).page
+    row = page.get_by_role("table", name="Runs").locator("tbody tr").first
+    error = row.locator(".c-error")
+    # The text that is read aloud and copied is the text that is visible.
+    assert error.inner_text() == "search TimeoutError: no answer from eu-4"
+    expect(error).to_have_attribute("title", "search: TimeoutError: no answer from eu-4")
+    assert error.locator(".reason").evaluate("each => each.scrollHeight <= each.clientHeight")
+    box, all_of_row, pipeline = (each.bounding_box() for each in (error, row, row.locator(".c-pipeline")))
+    assert box is not None
+    assert all_of_row is not None
+    assert pipeline is not None
+    if width == 360:
+        assert box["y"] >= pipeline["y"] + pipeline["height"]
+        assert box["width"] > 0.8 * all_of_row["width"]
+    assert_columns_fit(page)
+
+
+@pytest.mark.slow
+def test_long_error_has_two_lines(opened: Callable[..., Watched], tmp_path: Path) -> None:
+    error = f"ValueError: {'a long message ' * 15}of the service"
+    runs = [{"second": 0, "fails": True, "error": error, "data": {"first_failed_stage": "search"}}]
+    with serve(write(tmp_path / "journal", runs)) as served:
+        page = opened(served, "view=runs").page
+        reason = page.locator(".c-error .reason")
+        height, line = reason.evaluate(
+            "each => [each.clientHeight, parseFloat(getComputedStyle(each).lineHeight)]"
+        )
+        assert height == pytest.approx(2 * line, abs=1)
+        expect(page.locator("td.c-error")).to_have_attribute("title", f"search: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
 def test_label_of_a_mark_is_above_its_line(ui: Served, opened: Callable[..., Watched], width: int) -> None:
     page = opened(ui, viewport={"width": width, "height": 800}).page
     expect(page.locator(".vmark.onset")).to_have_count(3)
@@ -234,7 +381,7 @@ def test_label_of_a_mark_is_above_its_line(ui: Served, opened: Callable[..., Wat
         plot, line, label = (
             marks.bounding_box(),
             marks.locator(".vmark.onset").bounding_box(),
-            marks.locator(".vmark-label", has_text="more").first.bounding_box(),
+            marks.locator(".vmark-label", has_text="onset").first.bounding_box(),
         )
         assert plot is not None
         assert line is not None
@@ -303,9 +450,52 @@ def test_overview_begins_with_the_incident(ui: Served, opened: Callable[..., Wat
     )
     expect(page.locator("h1")).to_contain_text(re.compile(r"\bhave failed\b.*\bhave been slow\b"))
     change = page.locator(".changes li", has_text="onset")
+    expect(change).to_contain_text(re.compile(r"\d h ago, (\d\d-\d\d )?\d\d:\d\d"))
     change.get_by_role("link", name="more failures").click()
     page.wait_for_url(re.compile("view=explore.*select="))
     expect(page.locator(".vmark.onset").first).to_be_attached()
+
+
+@pytest.mark.slow
+def test_differences_of_a_finding_start_at_its_onset(ui: Served, opened: Callable[..., Watched]) -> None:
+    findings = {finding["kind"]: finding for finding in ui.get("causes")["findings"]}
+    page = opened(ui).page
+    expect(page.locator(".findings")).to_contain_text("match search/attributes.shard = eu-4")
+    page.get_by_role("link", name="What is different").first.click()
+    page.wait_for_url(re.compile("view=explore"))
+    assert parse_qs(urlsplit(page.url).query)["since"] == [findings["failures"]["since"]]
+    settle(page)
+    difference = page.get_by_role("table", name="Differences").locator("tbody tr").first
+    expect(difference).to_contain_text("eu-4")
+    share = re.search(r"(\d+%) of the failures since then match", findings["failures"]["text"])
+    assert share is not None
+    expect(difference.locator("td.share").first).to_contain_text(share[1])
+    # The onset precedes this range, which therefore stays.
+    page = opened(ui, "since=3h").page
+    page.get_by_role("link", name="What is different").first.click()
+    page.wait_for_url(re.compile("view=explore"))
+    assert parse_qs(urlsplit(page.url).query)["since"] == ["3h"]
+
+
+@pytest.mark.slow
+def test_what_changed_is_unknown_until_the_search_for_causes_has_ended(
+    failing: Served, opened: Callable[..., Watched]
+) -> None:
+    waiting: list[Route] = []
+    # In these runs, no error is new.
+    since, until = (
+        failing.get("runs", where=f"pipeline_run_id = '{number:08d}-run'")["rows"][0]["started_at"]
+        for number in (10, 200)
+    )
+    page = opened(failing, f"view=runs&since={quote(since)}&until={quote(until)}").page
+    page.route("**/api/causes*", lambda route: waiting.append(route))
+    page.get_by_role("link", name="Overview").click()
+    changes = page.locator(".panel", has=page.get_by_role("heading", name="What changed"))
+    nothing = "Nothing started, and no version, error or alert is new."
+    expect(changes).to_contain_text("Searching for what changed")
+    expect(changes).not_to_contain_text(nothing)
+    waiting.pop().continue_()
+    expect(changes).to_contain_text(nothing)
 
 
 @pytest.mark.slow

@@ -113,12 +113,12 @@ function LiveSwitch(): JSX.Element {
       type="button"
       role="switch"
       aria-checked={on}
-      class={`live-switch ${gone ? "waiting" : isWritten ? "" : "idle"}`}
+      class={`live-switch ${gone ? "waiting" : ""}`}
       title={title}
       onClick={() => live.set(!on)}
     >
       <span class="dot" aria-hidden="true" />
-      {on ? "Live" : "Live off"}
+      {on ? "Live" : "Paused"}
     </button>
   );
 }

@@ -37,9 +37,10 @@ export type Completion = {
   type: string | null;
   usefulness: number | null;
   synonyms: string[];
+  value: string | null;
 };
 
-/** Suggestions: all fields with `GET /api/complete`, values with `GET /api/complete?field=F&prefix=P`. */
+/** Suggestions of the filter bar. */
 export type Completions = {
   snapshot: number;
   suggestions: Completion[];

@@ -45,6 +45,11 @@ export function percent(share: number | null | undefined): string {
   return `${Math.min(Math.round(value * 100) / 100, 99.99)}%`;
 }
 
+/** 52%, 0.4%, >99%: a share in a sentence, rounded as the server does. */
+export function about(share: number): string {
+  return share > 0.995 && share < 1 ? ">99%" : percent(share);
+}
+
 /** 2e-04, 0.025. */
 export function qValue(value: number): string {
   if (value === 0) return "< 1e-99";

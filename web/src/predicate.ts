@@ -103,6 +103,28 @@ const LITERAL = new RegExp(VALUE, "gi");
 const IN = new RegExp(`^(${NAME})\\s+IN\\s+\\(((?:${VALUE})(?:\\s*,\\s*(?:${VALUE}))*)\\)$`, "i");
 const MISSING = new RegExp(`^(${NAME})\\s+IS\\s+(NOT\\s+)?NULL$`, "i");
 
+/** A condition on how runs ended. */
+const RESULT =
+  /^(?:NOT\s+)?\(*"?(?:failed|outcome|status|error|error_type|error_fingerprint|first_failed_stage)"?(?![\w.])/i;
+
+/** A condition on how stages of runs ended. */
+const RESULT_OF_STAGE =
+  /^pipeline_run_id in \(select pipeline_run_id from stages where .*\b(?:failed|status = 'FAIL'|error\w*)/is;
+
+/**
+ * Split a predicate into the conditions on how runs ended, and the others.
+ *
+ * The former select runs to compare with the rest: as a filter, they would leave nothing to compare with.
+ */
+export function splitResult(where: string | undefined): { select: string; where: string } {
+  const terms = splitTerms(where ?? "");
+  const isResult = (term: string) => RESULT.test(term) || RESULT_OF_STAGE.test(term);
+  return {
+    select: joinTerms(terms.filter(isResult)),
+    where: joinTerms(terms.filter((term) => !isResult(term))),
+  };
+}
+
 /**
  * Return the predicate that matches all other rows, including those for which the term is NULL.
  *

@@ -197,8 +197,9 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
     """One line of each chart. Each list has one element per time step; None is a gap.
 
     Attributes:
-        name: Value of the field by which the series is grouped; None for all rows or a missing value.
-        where: The predicate that selects the group; None for all rows.
+        name: Value of the field by which the series is grouped; "selection" or "rest" if the request
+            has a selection instead of a field; None for all rows or a missing value.
+        where: The predicate that selects the group; None for all rows, or the rest.
         rank: The position of the value among all values of the field, in the order in which they first
             occurred, starting at 0. It does not depend on a filter or a time range, so a chart can derive the
             color of the value from it. None for all rows, or for a missing value.
@@ -225,6 +226,8 @@ class SeriesGroup(Struct, frozen=True, kw_only=True):
 
 class Series(Struct, frozen=True, kw_only=True):
     """Counts, failure rates and durations over time: `GET /api/series?by=FIELD`.
+
+    With `select=PREDICATE` instead of a field, there are two groups: the selection and the rest.
 
     Attributes:
         snapshot: Number of the snapshot.
@@ -549,7 +552,8 @@ class Stages(Struct, frozen=True, kw_only=True):
         since: Start of the first time step, RFC 3339.
         step_s: Length of a step in seconds.
         incomplete_last: Whether the time range ends within the last step.
-        recent_since: Start of the last quarter of the time range, RFC 3339.
+        recent_since: Start of the last quarter of the time range, RFC 3339; the time before the first row
+            does not count.
         rows: The stages, grouped by pipeline.
         graphs: The graph of each pipeline.
     """
@@ -587,11 +591,12 @@ class Completion(Struct, frozen=True, kw_only=True):
     Attributes:
         text: The text that it inserts; for a field of a stage of a run, "stage/field".
         kind: A field of the rows, a field of a stage of a run, or a value.
-        count: Number of rows with the value; None for a field.
+        count: Number of rows with the value; None for a field, unless a value was requested.
         type: "text", "number", "time", "boolean" or "list" for a field; None for a value.
         usefulness: How useful it is to group by the field: the higher, the more useful. None for a value, and
             for fields by which it is not useful to group, such as ids and numbers.
         synonyms: Other names of the field.
+        value: The requested value as it was recorded, which can have other capital letters; None without one.
     """
 
     text: str
@@ -600,14 +605,18 @@ class Completion(Struct, frozen=True, kw_only=True):
     type: str | None = None
     usefulness: int | None = None
     synonyms: tuple[str, ...] = ()
+    value: str | None = None
 
 
 class Completions(Struct, frozen=True, kw_only=True):
-    """Suggestions: all fields with `GET /api/complete`, values with `GET /api/complete?field=F&prefix=P`.
+    """Suggestions of the filter bar.
+
+    `GET /api/complete` returns all fields, `GET /api/complete?field=F&prefix=P` values of a field, and
+    `GET /api/complete?value=V` the fields with a value, in any case.
 
     Attributes:
         snapshot: Number of the snapshot.
-        suggestions: The suggestions; fields by name, values by count.
+        suggestions: The suggestions; fields by name, values and the fields with a value by count.
     """
 
     snapshot: int

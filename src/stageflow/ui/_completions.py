@@ -50,14 +50,16 @@ _ROWS_OF_A_VALUE, _FEW = 10, 10
 
 
 def complete(store: PinnedStore, question: Question, snapshot: int) -> Completions:
-    """Return the fields, or the most frequent values of a field; see `Completions`.
+    """Return the fields, the most frequent values of a field, or the fields with a value; see `Completions`.
 
     Raises:
         QueryError: The field does not exist.
     """
 
     def read(cursor: DuckDBPyConnection) -> list[Completion]:
-        return _fields(cursor, question) if question.field is None else _values(cursor, question)
+        if question.field is not None:
+            return _values(cursor, question)
+        return _fields(cursor, question) if question.value is None else _with_value(cursor, question)
 
     found = store.query(read, "completions")
     return Completions(snapshot=snapshot, suggestions=tuple(found))
@@ -141,6 +143,57 @@ def _usefulness(name: str, counts: _Counts | None) -> int | None:
     first = 3 if 2 <= counts.distinct <= _FEW else 2 if counts.distinct > _FEW else 1
     known = len(_COMMON) - _COMMON.index(name) if name in _COMMON else 0
     return 100 * first + 10 * min(known, 9) + (1 if name.startswith(ATTRIBUTE) else 0)
+
+
+def _with_value(cursor: DuckDBPyConnection, question: Question) -> list[Completion]:
+    """Return the fields with a value in the newest rows, most rows first; a field of a run first."""
+    value = str(question.value)
+    shown = [name for name, kind in shown_fields(cursor, question.over).items() if kind == "VARCHAR"]
+    found = [
+        Completion(text=name, kind="field", type="text", count=float(rows), value=recorded)
+        for name, (rows, recorded) in _rows_with(cursor, question.over, shown, value).get("", {}).items()
+        if rows
+    ]
+    if question.over == "runs":
+        of_stages = [
+            name
+            for name, kind in _described(cursor, "stages")
+            if kind == "VARCHAR" and (name.startswith(ATTRIBUTE) or name in _OF_STAGES)
+        ]
+        found += [
+            Completion(
+                text=f"{stage}/{name}", kind="stage field", type="text", count=float(rows), value=recorded
+            )
+            for stage, fields in _rows_with(cursor, "stages", of_stages, value, by_stage=True).items()
+            for name, (rows, recorded) in fields.items()
+            if rows and "/" not in stage
+        ]
+    return sorted(found, key=lambda each: (each.kind != "field", -(each.count or 0), each.text))
+
+
+def _rows_with(
+    cursor: DuckDBPyConnection, over: str, names: Sequence[str], value: str, *, by_stage: bool = False
+) -> dict[str, dict[str, tuple[int, str]]]:
+    """Return in how many of the newest rows each field has a value, and the value, by stage.
+
+    Without stages, the key is an empty name, as in `_values_of`.
+    """
+    if not names:
+        return {}
+    stage, ended = ("stage_name", "where status <> 'RETRY'") if by_stage else ("''", "")
+    counts = ", ".join(
+        f"count(*) filter ({has_value}), any_value({quoted(name)}) filter ({has_value})"
+        for name in names
+        for has_value in (f"lower({quoted(name)}) = {text(value.lower())}",)
+    )
+    found = cursor.execute(f"""
+        select stage, {counts} from (
+            select {stage} as stage, {", ".join(map(quoted, names))} from {over} {ended}
+            order by started_at desc limit {_NEWEST}
+        ) where stage is not null group by stage""").fetchall()
+    return {
+        row[0]: {name: (row[1 + 2 * at], row[2 + 2 * at]) for at, name in enumerate(names)} for row in found
+    }
 
 
 def _type(kind: str) -> str:

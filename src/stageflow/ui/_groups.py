@@ -59,15 +59,18 @@ def stages(store: PinnedStore, question: Question, snapshot: int) -> Stages:
     )
     stats = [stat for stat in store.stats("stages", question.filter, where=question.where) if stat.stage]
 
-    def read(cursor: DuckDBPyConnection) -> tuple[Steps, _Courses, _Courses, list[StageGraph]]:
+    def read(cursor: DuckDBPyConnection) -> tuple[Steps, int, _Courses, _Courses, list[StageGraph]]:
         steps = steps_of(cursor, of_stages)
-        is_recent = f"(epoch_us(started_at) >= {steps.recent_us})::int"
+        recent_us = _start_of_recent(cursor, of_stages, steps)
+        is_recent = f"(epoch_us(started_at) >= {recent_us})::int"
         courses, parts = (
             _measured(cursor, of_stages, index, store.weighted) for index in (steps.index(), is_recent)
         )
-        return steps, courses, parts, _graphs(cursor)
+        return steps, recent_us, courses, parts, _graphs(cursor)
 
-    steps, courses, parts, graphs = store.query(read, "stages", predicates=[question.where], over=["stages"])
+    steps, recent_us, courses, parts, graphs = store.query(
+        read, "stages", predicates=[question.where], over=["stages"]
+    )
     rows = []
     for stat in stats:
         key = (stat.pipeline, str(stat.stage))
@@ -78,10 +81,21 @@ def stages(store: PinnedStore, question: Question, snapshot: int) -> Stages:
         since=rfc3339(steps.since_us),
         step_s=steps.step_s,
         incomplete_last=steps.incomplete_last,
-        recent_since=rfc3339(steps.recent_us),
+        recent_since=rfc3339(recent_us),
         rows=tuple(rows),
         graphs=tuple(graphs),
     )
+
+
+def _start_of_recent(cursor: DuckDBPyConnection, question: Question, steps: Steps) -> int:
+    """Return the start of the last quarter of the time range, without the time before the first row."""
+    ((first,),) = cursor.execute(
+        f"select epoch_us(min(started_at)) from stages where {question.condition}"
+    ).fetchall()
+    since_us = epoch_us(question.since) if question.since else steps.since_us
+    if first is not None:
+        since_us = max(since_us, first)
+    return since_us + (steps.until_us - since_us) * 3 // 4
 
 
 _STATS = ("count", "failed", "failure_rate", "p50_ms", "p95_ms", "p99_ms")

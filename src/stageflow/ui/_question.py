@@ -51,6 +51,7 @@ class Question(Struct, frozen=True, kw_only=True):
         query: An SQL query.
         field: The field whose values to suggest.
         prefix: The prefix of these values.
+        value: The value whose fields to suggest.
     """
 
     over: Over = "runs"
@@ -73,6 +74,7 @@ class Question(Struct, frozen=True, kw_only=True):
     query: str | None = None
     field: str | None = None
     prefix: str | None = None
+    value: str | None = None
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Question:
@@ -116,6 +118,7 @@ class Question(Struct, frozen=True, kw_only=True):
             query=given.get("query"),
             field=given.get("field"),
             prefix=given.get("prefix"),
+            value=given.get("value"),
         )
 
     @property

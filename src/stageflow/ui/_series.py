@@ -16,6 +16,7 @@ from ..store import (
     count_if,
     field_sql,
     first_sightings,
+    parenthesized,
     percentiles,
     quoted,
     ranked,
@@ -52,7 +53,7 @@ class Steps:
         count: Number of steps.
         incomplete_first: Whether the time range starts within the first step.
         incomplete_last: Whether it ends within the last step.
-        recent_us: Start of the last quarter of the time range.
+        until_us: End of the time range, in microseconds since the epoch.
     """
 
     def __init__(self, since_us: int, until_us: int, maximum: int) -> None:
@@ -65,7 +66,7 @@ class Steps:
         self.count = min((max(until_us - 1, since_us) - self.since_us) // self.step_us + 1, maximum)
         self.incomplete_first = since_us > self.since_us
         self.incomplete_last = until_us < self.since_us + self.count * self.step_us
-        self.recent_us = since_us + (until_us - since_us) * 3 // 4
+        self.until_us = until_us
 
     def index(self, shift_us: int = 0) -> str:
         """Return SQL for the index of the step in which a row started.
@@ -125,7 +126,9 @@ def _series(
 ) -> Series:
     steps = steps_of(cursor, question)
     field, others = None, 0
-    if question.by is None:
+    if question.by is None and question.select is not None:
+        measured = _selection_and_rest(cursor, question, steps, weighted, question.select)
+    elif question.by is None:
         measured = [_all_rows(cursor, question, steps, weighted)]
     else:
         field, expression = field_sql(cursor, question.over, question.by)
@@ -237,6 +240,25 @@ def _grouped(
             **_columns({step: values for (name, step), values in found.items() if name == group.name}, steps),
         )
         for group in groups
+    ]
+
+
+def _selection_and_rest(
+    cursor: DuckDBPyConnection, question: Question, steps: Steps, weighted: bool, select: str
+) -> list[SeriesGroup]:
+    is_selected = f"coalesce({parenthesized(select)}::boolean, false)"
+    is_rest = f"coalesce({parenthesized(question.against)}::boolean, false)" if question.against else "true"
+    name = f"case when {is_selected} then 'selection' when {is_rest} then 'rest' end"
+    found = _measured(cursor, question.over, question.condition, steps, steps.index(), weighted, name)
+    return [
+        SeriesGroup(
+            name=part,
+            where=select if part == "selection" else None,
+            rank=None,
+            total=None,
+            **_columns({step: values for (of, step), values in found.items() if of == part}, steps),
+        )
+        for part in ("selection", "rest")
     ]
 
 

@@ -96,7 +96,8 @@ export function LineChart({
     const options: uPlot.Options = {
       width,
       height,
-      padding: [marks.length ? 20 : 8, 8, 0, 0],
+      // The label of the last tick mark can be at the end of the axis.
+      padding: [marks.length ? 20 : 8, 26, 0, 0],
       legend: { show: false },
       cursor: {
         sync: { key: SYNC.key },

@@ -26,6 +26,11 @@ const GAP = 8;
 /** Number of marks that the legend names. */
 const NAMED = 6;
 
+/** The text above a mark; the findings of an onset are in its tooltip. */
+function shortLabel({ kind, label }: Mark): string {
+  return kind === "onset" ? MARK_KINDS.onset : label;
+}
+
 type Placed = { mark: Mark; x: number };
 
 /** The label of a mark, and the less important marks near it, whose labels have no space. */
@@ -48,7 +53,7 @@ function labelled(placed: Placed[], width: number): Label[] {
   const more = placed.length > 1 ? MORE : 0;
   const labels: Label[] = [];
   for (const { mark, x } of ordered) {
-    const wanted = Math.min(mark.label.length * CHARACTER + GAP, WIDEST);
+    const wanted = Math.min(shortLabel(mark).length * CHARACTER + GAP, WIDEST);
     // A label that would leave the plot begins before its mark.
     const end = Math.min(width, ...labels.filter((each) => each.left >= x).map((each) => each.left - GAP));
     const start = Math.max(0, ...labels.filter((each) => each.left < x).map((each) => each.left + each.width + GAP));
@@ -94,7 +99,7 @@ export function MarkLines({ marks, since, until, width }: Properties): JSX.Eleme
           style={{ left: `${left}px`, maxWidth: `${room}px` }}
           title={[mark, ...others].map(described).join("\n")}
         >
-          <bdi>{mark.label}</bdi>
+          <bdi>{shortLabel(mark)}</bdi>
           {others.length > 0 && <span class="muted"> +{others.length}</span>}
         </div>
       ))}

@@ -1,6 +1,7 @@
 /** The waterfall of a run: one row for each stage, one bar for each attempt. */
 
 import type { JSX } from "preact";
+import { useRef } from "preact/hooks";
 import type { Typical } from "../api";
 import { duration } from "../format";
 import { Info } from "../parts/Info";
@@ -8,6 +9,11 @@ import { kindOf, Mark } from "../parts/Mark";
 import { Link, viewAddress } from "../router";
 import type { Row, Segment, Waterfall as Layout } from "../waterfall";
 import { linearTicks } from "./scale";
+import { useWidth } from "./size";
+
+/** Width of a label of the axis, and the smallest distance of two tick marks, in pixels. */
+const LABEL = 44;
+const TICK = 64;
 
 type Properties = {
   layout: Layout;
@@ -22,14 +28,16 @@ export function Waterfall({ layout, to = layout.to, typical, selected, onSelect 
   const { rows, from } = layout;
   const span = to - from || 1;
   const share = (at: number) => ((at - from) / span) * 100;
-  const ticks = linearTicks(from, to, innerWidth < 720 ? 3 : 8);
+  const axis = useRef<HTMLSpanElement>(null);
+  const width = useWidth(axis);
+  const ticks = linearTicks(from, to, Math.min(Math.max(Math.floor(width / TICK), 1), 8));
   return (
     <div class={`waterfall ${rows.length > 24 ? "long" : ""}`}>
       <div class="wf-row wf-axis" aria-hidden="true">
         <span class="wf-name" />
-        <span class="wf-track">
+        <span class="wf-track" ref={axis}>
           {ticks
-            .filter((tick) => share(tick) < 94)
+            .filter((tick) => (share(tick) / 100) * width <= width - LABEL)
             .map((tick) => (
               <span key={tick} class="tick" style={{ left: `${share(tick)}%` }}>
                 {tick === 0 ? "0" : duration(tick)}

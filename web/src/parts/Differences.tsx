@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import type { Change, Difference, Explanation, Location, SameTime } from "../api";
 import { Ago } from "../clock";
-import { count, duration, number, percent, plural, qValue, shortTime, time, withTimes } from "../format";
+import { about, count, duration, number, percent, plural, qValue, shortTime, time, withTimes } from "../format";
 import { and, identifier, literal } from "../predicate";
 import { changed, go, Link, parameters, viewAddress } from "../router";
 import { copy } from "../clipboard";
@@ -331,8 +331,12 @@ function LocationText({
   location: Location;
   explanation: Explanation;
 }): JSX.Element {
-  const failures = explanation.selected_are === "failures" ? "the failures" : "the selection";
+  const isFailures = explanation.selected_are === "failures";
+  const failures = isFailures ? "the failures" : `the selected ${explanation.over}`;
+  const all = isFailures ? failures : "the selection";
+  // A sentence states one share: of the rows that match the first difference, if that is another one.
   const differs = location.cause_share !== null && Math.abs(location.cause_share - location.share) >= 0.05;
+  const share = differs && location.cause_share !== null ? location.cause_share : location.share;
   const where = location.fingerprint ? `error_fingerprint = ${literal(location.fingerprint)}` : null;
   if (location.what === "failed") {
     const text = `${location.stage ?? "the run"} failed with ${location.error_type ?? "an error"}`;
@@ -343,8 +347,7 @@ function LocationText({
         ) : (
           text
         )}
-        : {percent(location.share)} of {failures}
-        {differs && `; ${percent(location.cause_share)} of those that match row 1`}
+        : {about(share)} of {differs ? `${failures} that match row 1` : all}
       </>
     );
   }
@@ -352,10 +355,8 @@ function LocationText({
   return (
     <>
       <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
-      with {duration(location.other_ms)} on average:{" "}
-      {differs
-        ? `${percent(location.cause_share)} of the additional time of the ${explanation.over} that match row 1; ${percent(location.share)} of all additional time`
-        : `${percent(location.share)} of the additional time`}
+      with {duration(location.other_ms)} on average: {about(share)} of the additional time
+      {differs && ` of the ${explanation.over} that match row 1`}
     </>
   );
 }

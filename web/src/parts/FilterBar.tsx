@@ -69,8 +69,16 @@ export function FilterBar(): JSX.Element {
     ...(state.until ? { until: state.until } : {}),
   });
 
+  // A word that is not a field may be a value.
+  const isWord = open && operator === "" && isUnknown(text.trim(), known);
+  const fieldsOf = useQuery<Completions>("filter-fields-of-value", isWord ? "api/complete" : null, {
+    over: over === "runs" ? "" : over,
+    value: text.trim(),
+  });
+  const withValue = isWord && !fieldsOf.stale ? (fieldsOf.data?.suggestions ?? []) : [];
+
   const suggestions = open
-    ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms)
+    ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms, withValue)
     : [];
 
   // In a narrow window, the chips are on one line that scrolls: its end, with the text field, is visible.
@@ -254,7 +262,14 @@ export function FilterBar(): JSX.Element {
           />
         )}
       </div>
-      {rejected && <Rejection rejected={rejected} replace={replaceRejected} remove={removeRejected} />}
+      {rejected && (
+        <Rejection
+          rejected={rejected}
+          isApplied={terms.includes(rejected.term)}
+          replace={replaceRejected}
+          remove={removeRejected}
+        />
+      )}
       <div
         class="popover suggestions"
         // Without this, Tab would move to the list, because it scrolls.
@@ -299,6 +314,7 @@ function suggest(
   known: Completion[],
   values: Completion[],
   terms: string[],
+  withValue: Completion[],
 ): Suggestion[] {
   if (operator) {
     const start = `${field}${operator}`;
@@ -335,7 +351,7 @@ function suggest(
     .filter((each) => plain(each.text).toLowerCase().includes(wanted) || isSynonym(each, wanted))
     .sort((one, other) => rank(one, wanted) - rank(other, wanted))
     .slice(0, 40 - words.length);
-  if (words.length + ranked.length === 0 && /^[\w.@:-]+$/.test(field)) return guesses(field, known);
+  if (isUnknown(field, known)) return guesses(field, known, withValue);
   return [
     ...words,
     ...ranked.map((each) => ({
@@ -347,22 +363,29 @@ function suggest(
   ].filter((each, index, all) => all.findIndex((other) => other.text === each.text) === index);
 }
 
-/** What a word that is not a field may be: a value of a common field. */
-function guesses(word: string, known: Completion[]): Suggestion[] {
-  const texts = [...COMMON, "error"].filter((name) =>
-    known.some((each) => plain(each.text) === name && each.type === "text"),
+/** Whether a text is a word that is not a part of the name of a field. */
+function isUnknown(word: string, known: Completion[]): boolean {
+  const wanted = word.toLowerCase();
+  return (
+    known.length > 0 &&
+    /^[\w.@:-]+$/.test(word) &&
+    !["failed", "not failed"].some((each) => each.includes(wanted)) &&
+    !known.some((each) => plain(each.text).toLowerCase().includes(wanted) || isSynonym(each, wanted))
   );
-  return texts.map((name) => {
-    const sign = name === "error" ? "~" : "=";
-    const shown = `${name}${sign}${word}`;
-    return {
-      text: shown,
-      shown,
-      hint: sign === "~" ? "contains" : "is",
-      final: true,
-      guess: true,
-    };
-  });
+}
+
+/** What a word that is not a field may be: a value of the fields that have it, then of common fields. */
+function guesses(word: string, known: Completion[], withValue: Completion[]): Suggestion[] {
+  const guess = (name: string, sign: string, hint: string, value = word) => {
+    const shown = `${name}${sign}${value}`;
+    return { text: `${asTyped(name)}${sign}${value}`, shown, hint, final: true, guess: true };
+  };
+  const found = withValue.map((each) => guess(each.text, "=", count(each.count), each.value ?? word));
+  const others = [...COMMON, "error"]
+    .filter((name) => known.some((each) => plain(each.text) === name && each.type === "text"))
+    .filter((name) => !withValue.some((each) => each.text === name))
+    .map((name) => (name === "error" ? guess(name, "~", "contains") : guess(name, "=", "is")));
+  return [...found, ...others];
 }
 
 /** What is missing in a text that is not a predicate yet. */
@@ -383,17 +406,26 @@ async function problemOf(term: string, over: "runs" | "stages"): Promise<Problem
   return null;
 }
 
-type RejectionProperties = { rejected: Rejected; replace: (term: string) => void; remove: () => void };
+type RejectionProperties = {
+  rejected: Rejected;
+  /** Whether the filter contains the term, so that the views report the problem too. */
+  isApplied: boolean;
+  replace: (term: string) => void;
+  remove: () => void;
+};
 
 /** Why a term was rejected, and what may have been meant. */
-function Rejection({ rejected: { term, problem }, replace, remove }: RejectionProperties): JSX.Element {
+function Rejection({ rejected: { term, problem }, isApplied, replace, remove }: RejectionProperties): JSX.Element {
   const [, text = problem.title, , meant] =
     /^(.*?)( in (?:'.*'|".*"))?; did you mean (.+)\?$/s.exec(problem.title) ?? [];
   const name = /^unknown field '(.+?)'/.exec(problem.title)?.[1];
   const field = meant?.replace(/^'(.*)'$/, "$1");
   return (
     <div class="rejection" role="alert">
-      <span>{text.replace(/ in ('.*'|".*")$/s, "")}.</span>
+      <span>
+        {isApplied ? "" : "This filter is not applied: "}
+        {text.replace(/ in ('.*'|".*")$/s, "")}.
+      </span>
       {name && field && /^("[^"]+"|[\w.]+)$/.test(field) && (
         <button
           type="button"

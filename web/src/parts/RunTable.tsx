@@ -95,7 +95,7 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
               <Middle text={row.pipeline} title={false} />
             </td>
             <td class="c-duration number">{duration(row.duration_ms)}</td>
-            <td class="c-error medium-only" title={row.error ?? undefined}>
+            <td class="c-error medium-only" title={reasonOf(row)}>
               <Reason row={row} />
             </td>
             {!brief && (
@@ -139,11 +139,14 @@ function Reason({ row }: { row: RunSummary }): JSX.Element | null {
   return (
     <span class="reason">
       {row.failed_stage && <strong>{row.failed_stage} </strong>}
-      <span class={row.failed ? "is-fail" : "muted"}>
-        <Middle text={withoutStage(row.error ?? "")} title={false} />
-      </span>
+      <bdi class={row.failed ? "is-fail" : "muted"}>{withoutStage(row.error ?? "")}</bdi>
     </span>
   );
+}
+
+/** The stage and the complete error of a run. */
+function reasonOf({ failed_stage, error }: RunSummary): string | undefined {
+  return [failed_stage, withoutStage(error ?? "")].filter(Boolean).join(": ") || undefined;
 }
 
 /** The error of a run starts with the stage that failed, which has its own column. */

@@ -30,6 +30,13 @@ export const STATS: Record<
 export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
   const grouped = data.by !== null;
   const colours = coloursOf(data.groups);
+  if (hasSelection(data)) {
+    return data.groups.map((group) => ({
+      label: group.name === "selection" ? "selection" : "the rest",
+      values: values(group, stat),
+      colour: group.name === "selection" ? "accent" : "rest",
+    }));
+  }
   const lines: Line[] = data.groups.map((group, index) => ({
     label: grouped ? (group.name ?? NO_VALUE) : "all",
     values: values(group, stat),
@@ -45,6 +52,11 @@ export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
       dashed: true,
     });
   return lines;
+}
+
+/** Whether the series are a selection and the rest. */
+function hasSelection({ by, groups }: Series): boolean {
+  return by === null && groups[0]?.name === "selection";
 }
 
 const COLOURS = 10;
@@ -103,7 +115,7 @@ export function SeriesPanel({ query, fields, preset, marks }: Properties): JSX.E
   const from = data ? Date.parse(data.since) : 0;
   return (
     <Panel
-      title="Over time"
+      title={state.select && state.by ? `Over time, all ${state.over === "stages" ? "stages" : "runs"}` : "Over time"}
       query={query}
       height={200}
       actions={

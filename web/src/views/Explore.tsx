@@ -61,7 +61,9 @@ export function Explore(): JSX.Element {
     against,
   });
   const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, ...grid, select }, follow);
-  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS }, follow);
+  // The groups of a field are those of all rows.
+  const parts = state.by || !select ? {} : { select, against };
+  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS, ...parts }, follow);
   const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select, against });
   const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, {
     ...range,
@@ -371,7 +373,7 @@ function describe(
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
-    const failed = failureShares(facets);
+    const failed = facets.selection > 0 ? failureShares(facets) : null;
     if (failed && select !== "failed")
       parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others${against ? " from the same time" : ""}`);
   }

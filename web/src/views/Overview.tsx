@@ -7,7 +7,7 @@ import { LineChart } from "../charts/LineChart";
 import { MARK_KINDS } from "../charts/Marks";
 import { Ago } from "../clock";
 import { command } from "../command";
-import { duration, time, withTimes } from "../format";
+import { duration, shortTime, time, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { NewestRun } from "../parts/NewestRun";
@@ -61,6 +61,7 @@ export function Overview(): JSX.Element {
       {!data ? <FindingsSkeleton /> : isEmpty(data) ? <NoRuns state={state} /> : (
         <Findings
           findings={findings}
+          start={data.series.since}
           pending={pending}
           stale={query.stale}
           problem={causes ? null : (explained.problem?.title ?? null)}
@@ -103,7 +104,13 @@ export function Overview(): JSX.Element {
                 ))}
               </ol>
             ) : (
-              <p class="muted">Nothing started, and no version, error or alert is new.</p>
+              <p class="muted">
+                {causes
+                  ? "Nothing started, and no version, error or alert is new."
+                  : explained.loading
+                    ? "Searching for what changed…"
+                    : "No version, error or alert is new."}
+              </p>
             )
           }
         </Panel>
@@ -174,11 +181,14 @@ const LEVELS: Record<Finding["level"], [shape: string, kind: string, word: strin
 
 function Findings({
   findings,
+  start,
   pending,
   stale,
   problem,
 }: {
   findings: Finding[];
+  /** Start of the time range. */
+  start: string;
   /** What is still loading; null if nothing is. */
   pending: string | null;
   stale: boolean;
@@ -200,7 +210,7 @@ function Findings({
       <ul class={`findings ${stale ? "stale" : ""}`}>
         {findings.map((finding, index) => {
           const [shape, kind, word] = LEVELS[finding.level];
-          const to = address(finding);
+          const to = address(finding, start);
           return (
             <li key={finding.text}>
               <span class={`shape is-${kind}`} aria-hidden="true">
@@ -248,14 +258,15 @@ function FindingsSkeleton(): JSX.Element {
   );
 }
 
-function address(finding: Finding): string | null {
-  const { where, view } = finding;
-  if (view === "explore") return where ? viewAddress("explore", { select: where }) : viewAddress("explore");
+/** The address of the details of a finding: since its onset, if that is in the time range of the page. */
+function address(finding: Finding, start: string): string | null {
+  const { where, view, since } = finding;
+  const range = since && Date.parse(since) > Date.parse(start) ? { since } : {};
+  if (view === "explore") return viewAddress("explore", where ? { select: where, ...range } : range);
   if (view === "status") return viewAddress("status");
   return where ? viewAddress(view, { where }) : viewAddress(view);
 }
 
-/** The affected runs from the start of a finding until the end of the time range of the page. */
 /** The address of the affected runs: those that match the cause, if it is known. */
 function runsSince({ where, cause }: Finding, since: string): string {
   const affected = and(where ?? "", cause ?? "");
@@ -266,7 +277,7 @@ function ChangeLine({ change }: { change: Mark }): JSX.Element {
   return (
     <>
       <span class="muted nowrap">
-        <Ago at={change.at} />
+        <Ago at={change.at} />, {shortTime(change.at)}
       </span>
       <span class={change.kind === "version" ? "" : "is-fail"}>{MARK_KINDS[change.kind]}</span>
       {change.where ? (

@@ -7,7 +7,7 @@ import { Graph } from "../charts/Graph";
 import { Waterfall, WaterfallLegend } from "../charts/Waterfall";
 import { request } from "../client";
 import { Ago } from "../clock";
-import { duration, measured, percent, plural, time, value } from "../format";
+import { duration, measured, percent, plural, shortTime, time, value } from "../format";
 import { section, table } from "../markdown";
 import { usePage } from "../page";
 import { Details } from "../parts/Details";
@@ -253,7 +253,7 @@ function Heading({ details, isSearching }: { details: RunDetails; isSearching: b
       <p class="facts-line muted">
         <code>{text(run.event_id)}</code>
         <span>
-          started <Ago at={text(run.started_at) ?? ""} />
+          started <Ago at={text(run.started_at) ?? ""} />, {shortTime(text(run.started_at) ?? "", "second")}
         </span>
         {links.map(
           ([name, field, each]) =>

@@ -11,6 +11,7 @@ import { Headline } from "../parts/Headline";
 import { NewestRun } from "../parts/NewestRun";
 import { Empty, Panel } from "../parts/Panel";
 import { moveBetweenRows, RunTable } from "../parts/RunTable";
+import { splitResult } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, useParameters, viewAddress } from "../router";
 import { live } from "../settings";
@@ -62,7 +63,7 @@ export function Runs(): JSX.Element {
             {data && !state.before && order === "-started_at" && (
               <NewRows page={data} range={range} load={query.reload} />
             )}
-            <Link to={viewAddress("explore")}>Explore these runs</Link>
+            <Link to={viewAddress("explore", splitResult(state.where))}>Explore these runs</Link>
           </>
         }
         footer={data && <Pages data={data} state={state} />}

@@ -38,9 +38,6 @@ const FEWEST = { p95: 60, p99: 300 };
 /** A percentile or a failure rate has changed if it is at least this multiple of the earlier one. */
 const NOTABLE = 1.5;
 
-/** The failures of a part have increased if they exceed the expected ones by this many standard deviations. */
-const CERTAIN = 3;
-
 /** Return the change of the p95 or the p99, whichever is greater; null with too few rows. */
 function changeOf({ earlier, recent }: StageRow): Change | null {
   const found = (["p95", "p99"] as const).flatMap((name): Change[] => {
@@ -53,11 +50,19 @@ function changeOf({ earlier, recent }: StageRow): Change | null {
   return found.sort((one, other) => size(other) - size(one))[0] ?? null;
 }
 
-/** By how many standard deviations a stage fails more often than before; 0 if that can be a coincidence. */
-function failsMore({ earlier, recent }: StageRow): number {
-  const expected = (earlier.failure_rate ?? 0) * recent.count;
-  const excess = (recent.failed - expected) / Math.sqrt(expected + 1);
-  return excess >= CERTAIN && recent.failed >= NOTABLE * expected ? excess : 0;
+/** Fewest failures of the recent part for an increase. */
+const FEWEST_FAILURES = 3;
+
+/** The failures of a part have increased if they exceed the expected ones by this many standard deviations. */
+const CERTAIN = 3;
+
+/** By how many failures a stage exceeds the expected number; 0 if that can be a coincidence (Poisson). */
+function moreFailures({ earlier, recent }: StageRow): number {
+  if (earlier.failure_rate === null || !recent.failure_rate) return 0;
+  const expected = earlier.failure_rate * (recent.failed / recent.failure_rate);
+  const excess = recent.failed - expected;
+  const isNotable = recent.failed >= Math.max(FEWEST_FAILURES, NOTABLE * expected);
+  return isNotable && excess > CERTAIN * Math.sqrt(expected) ? excess : 0;
 }
 
 /** × 23, × 1.2 */
@@ -89,7 +94,7 @@ export function Stages(): JSX.Element {
         ? (by.of(other) ?? -1) - (by.of(one) ?? -1)
         : (order.get(one.stat.stage ?? "") ?? 1e9) - (order.get(other.stat.stage ?? "") ?? 1e9),
     );
-  const sentence = data ? describe(pipeline, rows, data.recent_since) : "Stages";
+  const sentence = data ? describe(pipeline, rows) : "Stages";
 
   usePage({
     title: "Stages",
@@ -265,8 +270,8 @@ function StageTable({ rows, data }: { rows: StageRow[]; data: Data }): JSX.Eleme
         </tbody>
       </table>
       <p class="muted small padded">
-        Change: the p95 or the p99 (the one that changed more) since {shortTime(data.recent_since)}, the last
-        quarter of the time range, divided by that of the baseline. Each interval of the charts is{" "}
+        Change: the p95 or the p99 (the one that changed more) of the last quarter of the time range, which
+        starts at {shortTime(data.recent_since)}, divided by that before it. Each interval of the charts is{" "}
         {duration(data.step_s * 1000)}
         {data.incomplete_last ? "; the last one is incomplete (dashed)" : ""}.
       </p>
@@ -353,8 +358,11 @@ function interval(limits: [number, number] | null, show: (value: number) => stri
   return limits ? `estimated, 95% between ${show(limits[0])} and ${show(limits[1])}` : undefined;
 }
 
+/** The recent part of the time range in words; its start is not when something changed. */
+const RECENTLY = "in the last quarter of the time range";
+
 /** What changed, and then which stage is slowest. */
-function describe(pipeline: string, rows: StageRow[], since: string): string {
+function describe(pipeline: string, rows: StageRow[]): string {
   if (rows.length === 0) return "No stages match";
   const best = (of: (row: StageRow) => number) => [...rows].sort((one, other) => of(other) - of(one))[0];
   const added = (row: StageRow) => {
@@ -362,19 +370,19 @@ function describe(pipeline: string, rows: StageRow[], since: string): string {
     return change && change.ratio >= NOTABLE ? change.after - change.before : 0;
   };
   const slower = best(added);
-  const failing = best(failsMore);
+  const failing = best(moreFailures);
   const slowest = best((row) => row.stat.p95_ms ?? 0);
   const parts: string[] = [];
   const change = slower && added(slower) > 0 ? changeOf(slower) : null;
   if (slower && change) {
     parts.push(
-      `${slower.stat.stage} became slower: ${change.name} ${duration(change.after)} since ${shortTime(since)}, ${duration(change.before)} before`,
+      `${slower.stat.stage} became slower: ${change.name} ${duration(change.after)} ${RECENTLY}, ${duration(change.before)} before`,
     );
   }
-  if (failing && failsMore(failing)) {
+  if (failing && moreFailures(failing)) {
     const { stat, recent, earlier } = failing;
     parts.push(
-      `${stat.stage} fails more often: ${percent(recent.failure_rate)}${change ? "" : ` since ${shortTime(since)}`}, ${percent(earlier.failure_rate ?? 0)} before`,
+      `${stat.stage} fails more often: ${percent(recent.failure_rate)}${change ? "" : ` ${RECENTLY}`}, ${percent(earlier.failure_rate)} before`,
     );
   }
   if (parts.length === 0) parts.push(`${plural(rows.length, "stage")}, none became slower`);

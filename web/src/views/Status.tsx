@@ -462,6 +462,6 @@ function describe(data: Data): string {
   ].filter(Boolean);
   if (problems.length) return problems.join(", ");
   const open = data.writers.filter((writer) => writer.open).length;
-  const alerts = data.alerts.some((alert) => alert.evaluated_at) ? "no alert is firing" : "alerts are not evaluated";
-  return `stageflow itself has no problems: ${alerts}, nothing is lost or damaged; ${open ? plural(open, "process is writing", "processes are writing") : "no process is writing now"}`;
+  const alerts = data.alerts.some((alert) => alert.evaluated_at) ? "No alert is firing" : "Alerts are not evaluated";
+  return `${alerts}; nothing is lost or damaged; ${open ? plural(open, "process is writing", "processes are writing") : "no process is writing now"}`;
 }

@@ -55,13 +55,12 @@ def explanation_as_html(store: PinnedStore, explanation: Explanation) -> bytes:
     question = Question.parse({**state, "columns": _COLUMNS})
     range_ = {**state, "over": "" if explanation.over == "runs" else explanation.over}
     select = {**range_, "select": explanation.where}
-    common = {name: value for name, value in range_.items() if name != "select"}
     responses: dict[str, Struct] = {
         _key("differences", **select): as_differences(explanation, question, 1),
         _key("heatmap", **select, measure="duration_ms", columns=_COLUMNS, rows="40"): heatmap(
             store, question, 1
         ),
-        _key("series", **common, steps=_COLUMNS): series(store, question, 1),
+        _key("series", **select, steps=_COLUMNS): series(store, question, 1),
         _key("facets", **select): facets(store, question, 1),
     }
     query = {"view": "explore", **{name: value for name, value in select.items() if value}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,14 @@ def sink() -> MemoryEventSink:
     return MemoryEventSink()
 
 
+_STALLED = re.compile(r"blocked (the event loop|its caller) for \d+ ms")
+
+
+def without_stalls(stderr: str) -> str:
+    """Return the standard error of a program without the warnings that a busy machine causes."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not _STALLED.search(line))
+
+
 class Program:
     """A Python program in a separate process."""
 
@@ -122,14 +131,14 @@ class Program:
         assert self.process.stdout.readline() == line + "\n", self.ended()
 
     def ended(self, within: float = 30) -> tuple[int, str, str]:
-        """Wait for the end of the program; return its exit status, stdout and stderr."""
+        """Wait for the end of the program; return its exit status, stdout and stderr (`without_stalls`)."""
         try:
             out, err = self.process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()
             pytest.fail(f"the program did not end within {within} s; it printed {out!r} and {err!r}")
-        return self.process.returncode, out, err
+        return self.process.returncode, out, without_stalls(err)
 
     def events(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the events in its journal."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import without_stalls
 from kill_demo import kill_after, moments
 from rich.console import Console
 from typer.testing import CliRunner
@@ -59,7 +60,7 @@ def demo(directory: Path, *options: str, **environment: str) -> Demo:
         check=False,
         timeout=50,
     )
-    return Demo(directory, done.returncode, done.stdout, done.stderr)
+    return Demo(directory, done.returncode, done.stdout, without_stalls(done.stderr))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from test_sampling import BEGAN
 from stageflow.render import draw_explanation
 from stageflow.store import EventStore, Explanation
 
+pytestmark = pytest.mark.slow
+
 RUNS = 2_000
 AFTER = f"started_at >= '{BEGAN.isoformat()}'::timestamptz + interval '1400 minutes'"
 

@@ -260,9 +260,7 @@ print(line)
 """.replace("MOMENT", repr(moment))
     )
     status, out, err = one.ended()
-    # On a busy machine, a traced emission blocks its caller for more than 50 ms.
-    unexpected = [line for line in err.splitlines() if "blocked its caller" not in line]
-    assert (status, unexpected) == (0, [])
+    assert (status, err) == (0, "")
     assert int(out) > 50
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct, structs
 
@@ -249,6 +249,17 @@ class _Explained(Struct, frozen=True):
     def stage(self) -> str | None:
         return self.location.stage if self.cause is not None and self.location is not None else None
 
+    def fields(self, onset: _Onset | None) -> dict[str, Any]:
+        """Return the fields of a finding that depend on the cause and on the onset that it states."""
+        cause = self.cause
+        return {
+            "cause": cause.condition if cause is not None else None,
+            "condition": cause.text(onset) if cause is not None else None,
+            "stage": self.stage,
+            "since": onset.at if onset is not None else None,
+            "since_range": onset.within if onset is not None else None,
+        }
+
     def counted(
         self, queries: Queries, selected: Selected, compared: Compared, pipelines: tuple[str, ...] = ()
     ) -> _Explained:
@@ -420,11 +431,7 @@ def _failures(
             level="bad" if is_bad else "info",
             text=f"{sentence}.",
             where=FAILED,
-            cause=cause.condition if cause is not None else None,
-            condition=cause.text(onset) if cause is not None else None,
-            stage=explained.stage,
-            since=onset.at if onset is not None else None,
-            since_range=onset.within if onset is not None else None,
+            **explained.fields(onset),
         )
     ]
     if crashed := shown.crashed:
@@ -505,11 +512,7 @@ def _durations(
             level="bad" if is_bad else "warning",
             text=" ".join(sentences),
             where=where,
-            cause=cause.condition if cause is not None else None,
-            condition=cause.text(onset) if cause is not None else None,
-            stage=explained.stage,
-            since=onset.at if onset is not None else None,
-            since_range=onset.within if onset is not None else None,
+            **explained.fields(onset),
         )
     ]
 

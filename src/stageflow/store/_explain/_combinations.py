@@ -409,11 +409,11 @@ class _Search:
                 continue
             others = [other.mask for other in group.conditions if other is not one]
             rows = np.asarray(np.logical_and.reduce([self._half, *others]))
-            found = find_orders(time.field, time.numbers, self._cohorts, rows, outside=False)[0]
-            if not found:
+            found = self._range(time, rows)
+            if found is None:
                 continue
             conditions = list(group.conditions)
-            conditions[n] = _Condition(_TIME, partial(self._period, time), found[0].mask)
+            conditions[n] = _Condition(_TIME, partial(self._range, time), found.mask)
             better = replace(group, conditions=tuple(conditions))
             gain = self._deviance(better.mask)
             if gain > self._deviance(group.mask) + _MIN_GAIN_OF_TIME:
@@ -430,9 +430,9 @@ class _Search:
         longer = [one for one in self._extended([group]) if self._gains(one)]
         return self.fitted(max(longer, key=lambda one: one.score)) if longer else group
 
-    def _period(self, time: FieldValues, others: Mask) -> Finding | None:
-        assert time.numbers is not None, "a time is a number"
-        found = find_orders(time.field, time.numbers, self._cohorts, others, outside=False)[0]
+    def _range(self, values: FieldValues, others: Mask) -> Finding | None:
+        assert values.numbers is not None, "a range is one of numbers"
+        found = find_orders(values.field, values.numbers, self._cohorts, others, outside=False)[0]
         return found[0] if found else None
 
     def findings(self, group: _Group, rows: Mask) -> list[Finding]:
@@ -530,14 +530,8 @@ class _Search:
         return _Condition(levels.name, find, mask)
 
     def _of_range(self, levels: _Levels, at: int) -> _Condition:
-        def find(others: Mask) -> Finding | None:
-            numbers = levels.values.numbers
-            assert numbers is not None, "a range consists of numbers"
-            found = find_orders(levels.values.field, numbers, self._cohorts, others, outside=False)[0]
-            return found[0] if found else None
-
         mask = (levels.codes >= _LOW[at]) & (levels.codes <= _HIGH[at])
-        return _Condition(levels.name, find, np.asarray(mask))
+        return _Condition(levels.name, partial(self._range, levels.values), np.asarray(mask))
 
 
 def _found(finding: Finding, _: Mask) -> Finding:

@@ -379,7 +379,8 @@ class _Search:
             others = [other.mask for other in group.conditions if other is not one]
             rows = np.asarray(np.logical_and.reduce([self._half, *others]))
             current = one.find(rows)
-            if current is None or current.shape not in ("value", "values"):
+            is_number = self._values[one.field].numbers is not None
+            if current is None or current.shape not in ("value", "values") or is_number:
                 continue
             found = find_set(rows, self._values[one.field], self._tables[one.field], self._cohorts)
             if found is None:
